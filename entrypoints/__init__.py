@@ -1,0 +1,1 @@
+"""The ways in: the only layer that knows all the others."""

@@ -1,0 +1,384 @@
+import asyncio
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import threading
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from adapters.language_model import transformers as backend
+from adapters.language_model.transformers import Config, TransformersModel
+from adapters.language_model.transformers.decoding import PREFILL_TOKENS, reply_tokens
+from adapters.language_model.transformers.loading import load
+from domain.errors import BackendUnavailable, BadConfiguration, BadInput, ZishuError
+from domain.prompt import Prompt, Sampling
+from tests import checkpoints
+from tests.gguf_files import tiny_llama
+from tests.local_server import respond, serving
+
+pytestmark = pytest.mark.model
+
+PROMPT = Prompt(user_name="同学", her_name="紫舒", persona="紫舒是温柔的老师。", words="你好，你是谁？")
+PERSONA = "紫舒老师是一位温柔活泼的二次元少女老师，说话亲切，喜欢在句尾加“呢”“哦”“～”。"
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_tokens=24)
+
+
+def config(folder: Path, **keys: object) -> Config:
+    return Config(model=str(folder), precision="fp32", device="cpu", threads=1, **keys)
+
+
+async def said(model: TransformersModel, prompt: Prompt = PROMPT, sampling: Sampling = GREEDY) -> str:
+    return "".join([piece async for piece in model.generate(prompt, expert="base", sampling=sampling)])
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+async def model(llama: Path) -> AsyncIterator[TransformersModel]:
+    model = backend.build(config(llama))
+    await model.load()
+    yield model
+    await model.close()
+
+
+@pytest.mark.parametrize("make", [checkpoints.llama, checkpoints.gemma3])
+def test_it_says_token_by_token_what_plain_generate_says(make, tmp_path: Path):
+    loaded = load(config(make(tmp_path / "model")))
+    prompt = loaded.encoder.ids(replace(PROMPT, persona="紫舒是温柔的老师。" * 90))
+    assert len(prompt) > PREFILL_TOKENS  # read in two chunks
+    ours = list(reply_tokens(loaded.model, prompt, GREEDY, ends=frozenset(), stopped=lambda: False))
+    given = torch.tensor([prompt])
+    plain = loaded.model.generate(
+        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=24, eos_token_id=None
+    )
+    assert ours == plain[0, len(prompt) :].tolist()
+
+
+def test_a_reply_ends_at_the_first_special_token(llama: Path):
+    loaded = load(config(llama))
+    prompt = loaded.encoder.ids(PROMPT)
+    freely = list(reply_tokens(loaded.model, prompt, GREEDY, ends=frozenset(), stopped=lambda: False))
+    ended = list(reply_tokens(loaded.model, prompt, GREEDY, ends=frozenset({freely[5]}), stopped=lambda: False))
+    assert ended == freely[: freely.index(freely[5])]
+    assert set(checkpoints.SPECIAL) <= set(loaded.tokenizer.convert_ids_to_tokens(sorted(loaded.ends)))
+
+
+async def test_one_seed_gives_one_reply_and_another_seed_another(model: TransformersModel):
+    seeded = Sampling(temperature=1, max_tokens=24, seed=7)
+    first = await said(model, sampling=seeded)
+    assert first == await said(model, sampling=seeded)
+    assert first != await said(model, sampling=replace(seeded, seed=8))
+
+
+async def test_after_hanging_up_at_most_one_further_token_is_computed(model: TransformersModel):
+    steps_after = 0
+    hung_up = threading.Event()
+
+    def count(*_: object) -> None:
+        nonlocal steps_after
+        steps_after += hung_up.is_set()
+
+    hook = model._load().model.register_forward_pre_hook(count)
+    for _ in range(20):
+        async with aclosing(model.generate(PROMPT, expert="base", sampling=replace(GREEDY, max_tokens=1500))) as pieces:
+            await anext(pieces)
+            hung_up.set()
+        assert steps_after <= 1
+        steps_after = 0
+        hung_up.clear()
+    hook.remove()
+
+
+async def test_hanging_up_while_a_long_prompt_is_read_stops_after_the_chunk(model: TransformersModel):
+    chunks = 0
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        nonlocal chunks
+        chunks += 1
+        reading.set()
+        go_on.wait(10)
+
+    hook = model._load().model.register_forward_pre_hook(hold)
+    long = replace(PROMPT, persona="紫舒是温柔的老师。" * 150)
+    listening = asyncio.ensure_future(said(model, long))
+    await asyncio.to_thread(reading.wait, 10)
+    listening.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await listening
+    hook.remove()
+    assert chunks == 1
+
+
+async def test_a_hundred_hang_ups_leave_nothing_behind(model: TransformersModel):
+    threads = threading.active_count()
+    for _ in range(100):
+        async with aclosing(model.generate(PROMPT, expert="base", sampling=GREEDY)) as pieces:
+            await anext(pieces)
+    assert threading.active_count() == threads
+    assert len(await said(model)) > 0
+
+
+async def test_conversations_wait_for_the_model_and_one_too_many_is_turned_away(llama: Path):
+    model = backend.build(config(llama, waiting=2))
+    await model.load()
+    alone = await said(model)
+    together = await asyncio.gather(*(said(model) for _ in range(4)), return_exceptions=True)
+    assert together[:3] == [alone] * 3
+    assert isinstance(together[3], BackendUnavailable)
+    assert await said(model) == alone
+    await model.close()
+
+
+async def test_tokens_can_be_counted_while_the_model_speaks(model: TransformersModel):
+    expected = model.count_tokens("你好，你是谁？")
+    speaking = asyncio.ensure_future(said(model, sampling=replace(GREEDY, max_tokens=200)))
+    counts = set()
+    while not speaking.done():
+        counts.add(model.count_tokens("你好，你是谁？"))
+        await asyncio.sleep(0)
+    assert await speaking
+    assert counts == {expected}
+
+
+async def test_a_model_closed_in_mid_reply_says_so(llama: Path):
+    model = backend.build(config(llama))
+    pieces = model.generate(PROMPT, expert="base", sampling=replace(GREEDY, max_tokens=1500))
+    await anext(pieces)
+    await model.close()
+    with pytest.raises(BackendUnavailable, match="closed"):
+        async for _ in pieces:
+            pass
+    with pytest.raises(BackendUnavailable, match="closed"):
+        await said(model)
+
+
+async def test_the_first_words_load_the_model(llama: Path):
+    model = backend.build(config(llama))
+    assert await said(model)
+    await model.close()
+
+
+async def test_a_reply_never_leaves_the_context_and_a_prompt_that_fills_it_is_refused(llama: Path):
+    model = backend.build(config(llama, context_tokens=128))
+    await model.load()
+    used = len(model._load().encoder.ids(PROMPT))
+    steps: list[int] = []
+    hook = model._load().model.register_forward_hook(lambda *_: steps.append(1))
+    await said(model, sampling=replace(GREEDY, max_tokens=1000))
+    assert used + len(steps) <= 128
+    with pytest.raises(BadInput, match="128"):
+        await said(model, replace(PROMPT, words="你好" * 200))
+    hook.remove()
+    await model.close()
+
+
+async def test_the_context_is_never_larger_than_what_the_model_was_made_for(llama: Path):
+    model = backend.build(config(llama, context_tokens=100_000))
+    await model.load()
+    assert model.context_tokens == 2048
+    await model.close()
+
+
+# Adapters
+
+peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def adapter(base: Path, folder: Path, *, safe: bool = True) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    adapted.save_pretrained(folder)
+    if not safe:
+        (folder / "adapter_model.safetensors").unlink()
+        torch.save({}, folder / "adapter_model.bin")
+    return folder
+
+
+@peft_warns
+async def test_an_adapter_changes_what_she_says_as_peft_itself_would(llama: Path, tmp_path: Path):
+    from peft import PeftModel
+
+    folder = adapter(llama, tmp_path / "adapter")
+    loaded = load(config(llama, adapter=str(folder)))
+    prompt = loaded.encoder.ids(PROMPT)
+    ours = list(reply_tokens(loaded.model, prompt, GREEDY, ends=frozenset(), stopped=lambda: False))
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), folder).eval()
+    given = torch.tensor([prompt])
+    plain = beside.generate(
+        input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=24, eos_token_id=None
+    )
+    assert ours == plain[0, len(prompt) :].tolist()
+    bare = load(config(llama))
+    assert ours != list(reply_tokens(bare.model, prompt, GREEDY, ends=frozenset(), stopped=lambda: False))
+
+
+# Bad files
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return Path.touch, (self.sprung,)
+
+
+async def refusal(config: Config) -> ZishuError:
+    model = backend.build(config)
+    with pytest.raises(ZishuError) as caught:
+        await model.load()
+    await model.close()
+    assert caught.value.remedy
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+async def test_pickled_weights_are_refused_before_they_are_opened(llama: Path, tmp_path: Path, name: str):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((llama / "config.json").read_bytes())
+    (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    error = await refusal(config(folder))
+    assert isinstance(error, BadConfiguration)
+    assert "safetensors" in error.remedy
+    assert not (tmp_path / "sprung").exists()
+
+
+@peft_warns
+async def test_a_pickled_adapter_is_refused(llama: Path, tmp_path: Path):
+    folder = adapter(llama, tmp_path / "adapter", safe=False)
+    assert isinstance(await refusal(config(llama, adapter=str(folder))), BadConfiguration)
+
+
+async def test_code_that_comes_with_a_model_is_never_run(llama: Path, tmp_path: Path):
+    folder = copied(llama, tmp_path)
+    keys = json.loads((folder / "config.json").read_text())
+    keys.update(model_type="mine", auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"})
+    (folder / "config.json").write_text(json.dumps(keys))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    assert "code of its own" in (await refusal(config(folder))).remedy
+    assert not (tmp_path / "sprung").exists()
+
+
+def copied(folder: Path, into: Path) -> Path:
+    return Path(shutil.copytree(folder, into / "model"))
+
+
+async def test_weights_cut_short_are_refused(llama: Path, tmp_path: Path):
+    file = copied(llama, tmp_path) / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    assert "whole" in (await refusal(config(file.parent))).problem
+
+
+async def test_a_model_with_missing_weights_is_refused_instead_of_filled_with_noise(llama: Path, tmp_path: Path):
+    folder = copied(llama, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "up_proj" in (await refusal(config(folder))).problem
+
+
+async def test_a_model_that_does_not_fit_is_told_what_does(llama: Path, tmp_path: Path):
+    folder = copied(llama, tmp_path)
+    header = json.dumps({"huge": {"dtype": "BF16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * 10**12)  # sparse: takes no disk
+    error = await refusal(config(folder))
+    assert "GB" in error.problem
+    assert "billion parameters" in error.remedy
+
+
+async def test_a_folder_without_tokenizer_is_refused(llama: Path, tmp_path: Path):
+    folder = copied(llama, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    await refusal(config(folder))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./nowhere"])
+async def test_a_model_that_is_not_there_is_named(name: str, tmp_path: Path):
+    assert name in (await refusal(Config(model=name, cache_dir=tmp_path))).problem
+
+
+async def test_a_hub_that_cannot_be_reached_names_the_mirror_setting(tmp_path: Path):
+    error = await refusal(Config(model="Qwen/Qwen3-0.6B", hub="http://127.0.0.1:9", cache_dir=tmp_path))
+    assert "http://127.0.0.1:9" in error.problem
+    assert "mirror" in error.remedy
+
+
+async def test_a_hub_gives_safetensors_once_and_is_never_asked_for_a_pickle(llama: Path, tmp_path: Path):
+    folder = copied(llama, tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+
+    def hub(handler: BaseHTTPRequestHandler) -> None:
+        if "/resolve/" in handler.path:
+            body = (folder / handler.path.rsplit("/", 1)[1]).read_bytes()
+            respond(handler, 200, body, {"ETag": hashlib.sha256(body).hexdigest(), "X-Repo-Commit": "0" * 40})
+        else:
+            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in folder.iterdir()]
+            reply = files if "/tree/" in handler.path else {"id": "tiny/llama", "sha": "0" * 40, "siblings": []}
+            respond(handler, 200, json.dumps(reply).encode(), {"Content-Type": "application/json"})
+
+    with serving(hub) as server:
+        chosen = Config(model="tiny/llama", hub=server.url, cache_dir=tmp_path / "cache", threads=1)
+        assert load(chosen).context_tokens == 2048
+        assert any("model.safetensors" in path for _, path, *_ in server.asked)
+        assert not any(".bin" in path for _, path, *_ in server.asked)
+    assert load(chosen).context_tokens == 2048  # from the cache, now that nobody answers
+
+
+async def test_a_gpu_that_is_not_there_is_named(llama: Path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert "CUDA" in (await refusal(Config(model=str(llama), device="cuda"))).problem
+
+
+async def test_a_gguf_file_speaks_and_one_that_is_cut_short_is_refused(tmp_path: Path):
+    gguf = tiny_llama(tmp_path / "tiny.gguf")
+    model = backend.build(Config(model=str(gguf), cache_dir=tmp_path, threads=1))
+    assert await said(model, sampling=Sampling(seed=1))
+    await model.close()
+    os.truncate(gguf, 3000)
+    assert "cut short" in (await refusal(Config(model=str(gguf), cache_dir=tmp_path))).problem
+
+
+# The real starter
+
+
+@pytest.mark.slow
+async def test_the_starter_answers_in_chinese_as_plain_generate_would():
+    model = backend.build(Config(threads=1, adapter=None, precision="bf16"))
+    await model.load()
+    words = await said(model, replace(PROMPT, persona=PERSONA), replace(GREEDY, max_tokens=12))
+    loaded = model._load()
+    prompt = loaded.encoder.ids(replace(PROMPT, persona=PERSONA))
+    given = torch.tensor([prompt])
+    plain = loaded.model.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=12)
+    assert loaded.tokenizer.decode(plain[0, len(prompt) :]).startswith(words)
+    assert sum("\u4e00" <= char <= "\u9fff" for char in words) >= 3
+    await model.close()

@@ -1,0 +1,1 @@
+"""Scripts that teach her, each readable from top to bottom."""
