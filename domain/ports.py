@@ -1,6 +1,6 @@
 """Every port, on one page: what the application needs from the world, in the field's own words."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -11,6 +11,7 @@ from domain.emotion import Emotion
 from domain.events import Durability
 from domain.feedback import Rating
 from domain.prompt import Prompt, Sampling
+from domain.routing import Expert
 
 
 class LanguageModel(Protocol):
@@ -44,8 +45,32 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Take a hint which experts may answer next, with probabilities; it never blocks and may be ignored."""
+        ...
+
     async def close(self) -> None:
         """Free memory and threads; a closed model is not used again."""
+        ...
+
+
+class Experts(Protocol):
+    """The experts that are plugged in; folders that come and go while the program runs are noticed."""
+
+    def all(self) -> tuple[Expert, ...]:
+        """Return the usable experts, by priority and name."""
+        ...
+
+    def refused(self) -> Mapping[str, str]:
+        """Return the folders that hold no usable expert, and why."""
+        ...
+
+
+class ExpertScorer(Protocol):
+    """Tells how likely each expert is the right one for what the user says."""
+
+    async def score(self, words: str, experts: Sequence[Expert]) -> Mapping[str, float]:
+        """Return calibrated probabilities by name, those of the base included; they add up to 1."""
         ...
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 BASE = "base"
 
@@ -22,16 +23,26 @@ class Expert:
     Attributes:
         name: Lower-case identifier, also the name of its folder.
         tag: Upper-case tag of the prompt layout, such as `ANIME`.
+        title: What the user reads, in Chinese.
         kind: Kind of knowledge; a factual expert wins a close call on a factual question.
-        temperature: Sampling temperature it answers at.
+        temperature: Lowest and highest sampling temperature it answers at.
         precision: Precision its weights are kept in, such as `bf16` or `int8`.
+        priority: Who is asked first; higher wins a tie.
+        pinned: Whether its adapter stays in fast memory.
+        base: The model that its adapter was trained on, such as `starter`.
+        adapter: The folder of its LoRA adapter; None where it has none yet, so that the base model answers for it.
     """
 
     name: str
     tag: str
+    title: str
     kind: KnowledgeKind
-    temperature: float
+    temperature: tuple[float, float]
     precision: str = "auto"
+    priority: int = 0
+    pinned: bool = False
+    base: str = ""
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ The default is this machine. With a `base_url` elsewhere, everything said leaves
 
 import math
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from ipaddress import ip_address
 from typing import Annotated, Any
@@ -103,6 +103,9 @@ class OpenAICompatibleModel:
                 async with aclosing(self._pieces(response)) as pieces:
                     async for piece in pieces:
                         yield piece
+
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Do nothing: no expert has to be fetched."""
 
     async def close(self) -> None:
         await self._client.aclose()

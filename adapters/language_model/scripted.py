@@ -1,7 +1,7 @@
 """Says what it was given to say: the demo without a model, the double in tests, and the oracle of the contract."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,6 +47,9 @@ class Scripted:
         for start in range(0, len(reply), _PIECE):
             await asyncio.sleep(self._config.delay_s)
             yield reply[start : start + _PIECE]
+
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Do nothing: no expert has to be fetched."""
 
     async def close(self) -> None:
         """Do nothing: there is nothing to free."""

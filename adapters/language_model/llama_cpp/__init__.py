@@ -1,7 +1,7 @@
 """GGUF models of llama.cpp in this process, by the xllamacpp wheel: the fastest way for one user without a GPU."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore, Event
 
@@ -9,15 +9,20 @@ from adapters.language_model.llama_cpp.config import Config
 from adapters.language_model.llama_cpp.loading import SLOTS, start
 from adapters.language_model.llama_cpp.server import Server
 from domain.errors import BackendUnavailable
-from domain.ports import LanguageModel
+from domain.ports import Experts, LanguageModel
 from domain.prompt import Prompt, Sampling
 
 __all__ = ["Config", "LlamaCpp", "build"]
 
 
-def build(config: Config) -> LanguageModel:
-    """Return the model, not loaded yet."""
-    return LlamaCpp(config)
+def build(config: Config, experts: Experts | None = None) -> LanguageModel:
+    """Return the model, not loaded yet.
+
+    Args:
+        config: What to load.
+        experts: Whose adapters it may answer with.
+    """
+    return LlamaCpp(config, experts)
 
 
 class LlamaCpp:
@@ -26,8 +31,9 @@ class LlamaCpp:
     There are no experts here: every one of them answers with the same weights.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, experts: Experts | None = None) -> None:
         self._config = config
+        self._experts = experts
         self._server: Server | None = None
         self._loading = asyncio.Lock()
         self._threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama_cpp")
@@ -74,6 +80,9 @@ class LlamaCpp:
         reply.result()  # what went wrong on the thread goes wrong here
         if self._closed.is_set():
             raise _was_closed()
+
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Do nothing: no expert has to be fetched."""
 
     async def close(self) -> None:
         self._closed.set()

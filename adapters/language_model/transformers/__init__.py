@@ -2,57 +2,31 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 from threading import BoundedSemaphore, Event
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field
-
+from adapters.language_model.transformers.config import Config
 from domain.errors import BackendUnavailable
-from domain.ports import LanguageModel
+from domain.ports import Experts, LanguageModel
 from domain.prompt import Prompt, Sampling
 
 if TYPE_CHECKING:
     from adapters.language_model.transformers.loading import Loaded
 
+__all__ = ["Config", "TransformersModel", "build"]
+
 Result = TypeVar("Result")
 
 
-class Config(BaseModel):
-    """What to load and where to run it.
-
-    Attributes:
-        model: A folder, a `.gguf` file, an id on the hub such as `Qwen/Qwen3-0.6B`, or `starter`.
-        adapter: A PEFT folder, `starter` for the one that makes the starter Zishu, or nothing.
-        precision: `auto` is bf16 where the hardware computes in it, else fp32.
-        device: `auto` takes a CUDA device where there is one.
-        context_tokens: What prompt and reply may take together, at most what the model was made for.
-        threads: Threads on the CPU; without it torch decides.
-        layout: `auto` is what the adapter was trained in, else the model's own chat template, else a script.
-        hub: Where hub ids are looked up; `https://hf-mirror.com` is a mirror.
-        waiting: Conversations that may wait for the model; one more is turned away.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: Annotated[str, Field(min_length=1)] = "starter"
-    adapter: str | None = "starter"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    context_tokens: Annotated[int, Field(ge=128)] = 4096
-    threads: Annotated[int, Field(ge=1)] | None = None
-    layout: Literal["auto", "chat", "script", "turns"] = "auto"
-    hub: str = "https://huggingface.co"
-    cache_dir: Path = Field(default_factory=lambda: user_cache_path("zishu"))
-    waiting: Annotated[int, Field(ge=1)] = 8
-
-
-def build(config: Config) -> LanguageModel:
+def build(config: Config, experts: Experts | None = None) -> LanguageModel:
     """Return the model, not loaded yet.
+
+    Args:
+        config: What to load.
+        experts: Whose adapters it may answer with.
 
     Raises:
         BackendUnavailable: A library is missing.
@@ -64,14 +38,15 @@ def build(config: Config) -> LanguageModel:
                 f"The language_model backend 'transformers' needs '{library}', which is not installed.",
                 "Run: pip install -e '.[transformers]'",
             )
-    return TransformersModel(config)
+    return TransformersModel(config, experts)
 
 
 class TransformersModel:
     """A language model that lives on one thread of its own; conversations take turns on it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, experts: Experts | None = None) -> None:
         self._config = config
+        self._experts = experts
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
         self._places = BoundedSemaphore(config.waiting + 1)
         self._closed = Event()
@@ -110,6 +85,9 @@ class TransformersModel:
             while not job.done():
                 await pieces.get()
         job.result()  # what went wrong on the thread goes wrong here
+
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Do nothing yet."""
 
     async def close(self) -> None:
         if not self._closed.is_set():

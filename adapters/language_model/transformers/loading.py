@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adapters.language_model.transformers import Config
+from adapters.language_model.transformers.config import Config
 from adapters.language_model.transformers.decoding import Model, reply_tokens
 from adapters.language_model.transformers.memory import check_memory, too_large
 from adapters.language_model.transformers.prompting import PromptEncoder, special_ids

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from adapters.language_model.transformers import Config
+from adapters.language_model.transformers.config import Config
 from adapters.models.dequantised import dequantised
 from adapters.models.formats import read_gguf, refuse_pickle
 from adapters.models.starter import ADAPTER, assembled, starter_adapter
