@@ -128,7 +128,9 @@ class TransformersModel:
             return abandoned.is_set() or self._closed.is_set()
 
         if not stopped():
-            for piece in self._load().reply(prompt, sampling, stopped):
+            from adapters.language_model.transformers.engine import reply
+
+            for piece in reply(self._load(), prompt, sampling, stopped):
                 put(piece)
         if self._closed.is_set():
             raise _closed()

@@ -1,9 +1,7 @@
 """A model of transformers in memory: checked before it is read, sized before it is loaded, its adapter merged in."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,14 +9,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapters.language_model.transformers.config import Config
-from adapters.language_model.transformers.decoding import Model, reply_tokens
+from adapters.language_model.transformers.decoding import Model
 from adapters.language_model.transformers.memory import check_memory, too_large
 from adapters.language_model.transformers.prompting import PromptEncoder, special_ids
 from adapters.language_model.transformers.sources import adapter_folder, weights_folder
-from adapters.language_model.transformers.text import Detokeniser, StopStrings, Tokenizer
-from adapters.models.repetition import LoopGuard
-from domain.errors import BackendUnavailable, BadConfiguration, BadInput
-from domain.prompt import LAYOUTS, Layout, Prompt, Sampling
+from adapters.language_model.transformers.text import Tokenizer
+from domain.errors import BackendUnavailable, BadConfiguration
+from domain.prompt import LAYOUTS, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,42 +27,6 @@ class Loaded:
     encoder: PromptEncoder
     context_tokens: int
     ends: frozenset[int]
-
-    def reply(self, prompt: Prompt, sampling: Sampling, stopped: Callable[[], bool]) -> Iterator[str]:
-        """Yield the text of a reply in pieces of whole characters.
-
-        Raises:
-            BadInput: The prompt does not fit.
-            BackendUnavailable: The device ran out of memory, or failed.
-        """
-        ids = self.encoder.ids(prompt)
-        room = self.context_tokens - len(ids)
-        if room < 1:
-            raise BadInput(
-                f"The prompt takes {len(ids)} tokens; the model reads {self.context_tokens}.",
-                "Say less at once, or raise [language_model.transformers] context_tokens.",
-            )
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        text, stops, guard = Detokeniser(self.tokenizer), StopStrings(self.encoder.stops(prompt)), LoopGuard()
-        try:
-            with closing(reply_tokens(self.model, ids, sampling, ends=self.ends, stopped=stopped)) as tokens:
-                for token in tokens:
-                    if piece := guard.feed(stops.feed(text.feed(token))):
-                        yield piece
-                    if stops.reached or guard.looping:
-                        return
-        except torch.OutOfMemoryError as error:
-            raise BackendUnavailable(
-                f"The device has no memory left for a prompt of {len(ids)} tokens.",
-                "Lower [prompt] history_tokens, or choose a smaller model.",
-            ) from error
-        except RuntimeError as error:
-            raise BackendUnavailable(
-                f"The model failed while it answered: {error}.",
-                'Say it again; if it happens again, set [language_model.transformers] device = "cpu".',
-            ) from error
-        if rest := guard.feed(stops.flush()):
-            yield rest
 
 
 def load(config: Config) -> Loaded:
