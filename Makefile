@@ -9,6 +9,8 @@ BIN = .venv/bin
 
 # Two OpenMP threads on two busy cores were ten times slower than one.
 test proof: export OMP_NUM_THREADS ?= 1
+# So each core runs its own tests; a file stays on one.
+test proof: export PYTEST_ADDOPTS ?= -n auto --dist loadfile --no-loadscope-reorder
 # mkdocs-material advertises its successor at every build.
 check docs: export NO_MKDOCS_2_WARNING = 1
 

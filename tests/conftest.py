@@ -25,6 +25,11 @@ settings.register_profile("proof", max_examples=1000, deadline=None)
 settings.load_profile("proof" if os.environ.get("ZISHU_PROOF") else "test")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that install everything anew: the others run beside them, and nobody waits in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("clone") is None)
+
+
 def server_processes(data_folder: Path) -> list[psutil.Process]:
     """Return the living processes of the embedded server of a data folder, the postmaster first."""
     home = str(data_folder / "pg" / "data")
