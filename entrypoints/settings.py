@@ -1,4 +1,4 @@
-"""The settings: flags, then ZISHU_* variables, then ./zishu.toml, then the user's zishu.toml, then these defaults."""
+"""The settings: flags, ZISHU_* variables, ./zishu.toml, the user's zishu.toml, the tier's file, then these defaults."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ from adapters.postgres.engine import Config as DatabaseConfig
 from application.converse import PromptBudget
 from domain.errors import BadConfiguration
 from domain.prompt import Sampling
+from entrypoints.tiers import DEFAULT, Tier, TierSource
 
 LOCAL_FILE = Path("zishu.toml")
 _SAMPLING = Sampling()
@@ -85,6 +86,7 @@ class Settings(BaseSettings):
     user: Annotated[str, Field(min_length=1, max_length=200)] = "local"
     character: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] = "zishu"
     language: Literal["zh", "en"] = "zh"
+    tier: Tier = DEFAULT
     data_dir: Path = Field(default_factory=lambda: user_data_path("zishu"))
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("zishu"))
     language_model: PortKeys = PortKeys()
@@ -111,6 +113,7 @@ class Settings(BaseSettings):
             env_settings,
             TomlConfigSettingsSource(settings_cls, LOCAL_FILE),
             TomlConfigSettingsSource(settings_cls, user_file()),
+            TierSource(settings_cls),
         )
 
 
