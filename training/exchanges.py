@@ -21,9 +21,14 @@ _FOUND_SHOWN = (0, 1, 2, 2, 2)  # how many found examples are shown, drawn evenl
 _OWN_SHOWN = 0.5  # the very pair is among the examples: she learns to lean on one that fits, as a small model must
 _OTHER_TALK_BEFORE = 0.15  # an unrelated exchange stands in front, as the history of a longer conversation
 _IDLE_MEMORY = 0.15  # something is recalled that has nothing to do with the question
+_NAME_KNOWN = 0.5  # the user's name is known, which is no reason to take it for hers
+_NAME_JUST_TOLD = 0.6  # of these: it was told right before
 
 # A question whose honest answer would change if a memory of somebody else were shown.
 _ASKS_WHAT_SHE_KNOWS = re.compile(r"记|忘|猜|知道|上次|谁|哪|几|多大|叫|remember|know", re.IGNORECASE)
+# An exchange that would be wrong with a known name: the user speaks of it, or she asks for it.
+_SPEAKS_OF_A_NAME = re.compile(r"名字|称呼|叫我|我叫|我是谁|认识我|知道我|记得我|name", re.IGNORECASE)
+_ASKS_FOR_A_NAME = re.compile(r"称呼|叫你|你的名字|叫什么|贵姓")
 _MOODS = (EmotionLabel.NEUTRAL, EmotionLabel.NEUTRAL, EmotionLabel.JOY, *EmotionLabel)
 
 
@@ -88,6 +93,7 @@ class Lessons:
         self._examples = examples
         self._count = count
         self._found: dict[tuple[Exchange, int], tuple[Pair, ...]] = {}
+        self._introductions = tuple(one.turns[:2] for one in character.exchanges if told_name(one.turns[0]))
         self._asides = tuple(exchange for exchange in character.exchanges if _stands_alone(exchange))
         self._memories = tuple(
             line for exchange in character.exchanges for line in exchange.memories if f" {character.calls_user}" in line
@@ -117,16 +123,27 @@ class Lessons:
         if rng.random() < _OTHER_TALK_BEFORE:
             other = rng.choice(self._asides or (exchange,))
             aside = other.turns if other is not exchange and _stands_alone(other) else ()
+        called = exchange.name
+        if self._introductions and self._is_nameless(exchange) and rng.random() < _NAME_KNOWN:
+            introduction = rng.choice(self._introductions)
+            called = told_name(introduction[0])
+            aside = introduction if rng.random() < _NAME_JUST_TOLD else ()
         memories = exchange.memories
         asked = "".join(exchange.turns[0:end:2])
         if not memories and self._memories and rng.random() < _IDLE_MEMORY and not _ASKS_WHAT_SHE_KNOWS.search(asked):
             line = rng.choice(self._memories)
-            memories = (line.replace(self._character.calls_user, exchange.name) if exchange.name else line,)
+            memories = (line.replace(self._character.calls_user, called) if called else line,)
         now, shown, mood = _present(exchange, rng, memories), rng.choice(_FOUND_SHOWN), rng.choice(_MOODS)
         found = self._found[exchange, end][:shown]
         if end == 2 and rng.random() < _OWN_SHOWN and (own := showable(exchange)):
             found = (own, *found[: max(0, shown - 1)])
-        return self._lesson(exchange, end, found, now, mood, memories=memories, aside=aside)
+        return self._lesson(exchange, end, found, now, mood, called=called, memories=memories, aside=aside)
+
+    def _is_nameless(self, exchange: Exchange) -> bool:
+        """Whether the exchange stays true whoever the user is."""
+        theirs, hers = "".join(exchange.turns[::2]), "".join(exchange.turns[1::2])
+        asked = _ASKS_FOR_A_NAME.search(hers) or self._character.calls_user in hers
+        return not (asked or _SPEAKS_OF_A_NAME.search(theirs) or exchange.name or exchange.memories)
 
     def _lesson(
         self,
@@ -136,11 +153,12 @@ class Lessons:
         now: datetime,
         mood: EmotionLabel,
         *,
+        called: str | None = None,
         memories: tuple[str, ...] | None = None,
         aside: tuple[str, ...] = (),
     ) -> Lesson:
         turns = (*aside, *exchange.turns[:end])
-        called = exchange.name
+        called = called or exchange.name
         for line in turns[::2]:
             called = told_name(line) or called
         prompt = Prompt(

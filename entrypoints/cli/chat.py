@@ -15,7 +15,7 @@ from entrypoints.cli.commands import SlashCommands
 from entrypoints.cli.display import Display, JsonDisplay, TerminalDisplay, print_zishu_error
 from entrypoints.cli.encounter import Encounter
 from entrypoints.container import Container, awake, build_container, uses_starter
-from entrypoints.messages import say
+from entrypoints.messages import Language, say
 from entrypoints.settings import Settings, load_settings
 
 # A piped line longer than this is cut; `acceptable` refuses it anyway.
@@ -32,7 +32,8 @@ def run(*, once: str | None, user: str | None, character: str | None, backend: s
 async def _talk(settings: Settings, *, once: str | None, as_json: bool) -> int:
     container = build_container(settings)
     notes = Console(stderr=True)
-    with _progress(notes, settings) as report:
+    name = container.characters().load(settings.character).display_name
+    with _progress(notes, settings.language, name) as report:
         async with awake(container, report):
             report("", 0, 0)
             terminal = Terminal(container, settings, as_json=as_json)
@@ -44,7 +45,7 @@ async def _talk(settings: Settings, *, once: str | None, as_json: bool) -> int:
 
 
 @contextmanager
-def _progress(console: Console, settings: Settings) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(console: Console, language: Language, name: str) -> Iterator[Callable[[str, int, int], None]]:
     """Give a function (step, done, total) that draws a bar while she wakes up, and with an empty step removes it."""
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True,
@@ -57,7 +58,7 @@ def _progress(console: Console, settings: Settings) -> Iterator[Callable[[str, i
             bar.stop()
             return
         if step not in tasks:
-            tasks[step] = bar.add_task(say(step, settings.language, name=settings.character), total=None)
+            tasks[step] = bar.add_task(say(step, language, name=name), total=None)
         bar.update(tasks[step], completed=done, total=total or None)
 
     bar.start()
