@@ -92,7 +92,7 @@ async def test_after_hanging_up_at_most_one_further_token_is_computed(model: Tra
         nonlocal steps_after
         steps_after += hung_up.is_set()
 
-    hook = model._load().model.register_forward_pre_hook(count)
+    hook = model.engine.loaded.model.register_forward_pre_hook(count)
     for _ in range(20):
         async with aclosing(model.generate(PROMPT, expert="base", sampling=replace(GREEDY, max_tokens=1500))) as pieces:
             await anext(pieces)
@@ -113,7 +113,7 @@ async def test_hanging_up_while_a_long_prompt_is_read_stops_after_the_chunk(mode
         reading.set()
         go_on.wait(10)
 
-    hook = model._load().model.register_forward_pre_hook(hold)
+    hook = model.engine.loaded.model.register_forward_pre_hook(hold)
     long = replace(PROMPT, persona="紫舒是温柔的老师。" * 150)
     listening = asyncio.ensure_future(said(model, long))
     await asyncio.to_thread(reading.wait, 10)
@@ -136,7 +136,7 @@ async def test_a_hundred_hang_ups_leave_nothing_behind(model: TransformersModel)
 
 
 async def test_conversations_wait_for_the_model_and_one_too_many_is_turned_away(llama: Path):
-    model = backend.build(config(llama, waiting=2))
+    model = backend.build(config(llama, waiting=2, batch=1))
     await model.load()
     alone = await said(model)
     together = await asyncio.gather(*(said(model) for _ in range(4)), return_exceptions=True)
@@ -178,9 +178,9 @@ async def test_the_first_words_load_the_model(llama: Path):
 async def test_a_reply_never_leaves_the_context_and_a_prompt_that_fills_it_is_refused(llama: Path):
     model = backend.build(config(llama, context_tokens=128))
     await model.load()
-    used = len(model._load().encoder.ids(PROMPT))
+    used = len(model.engine.loaded.encoder.ids(PROMPT))
     steps: list[int] = []
-    hook = model._load().model.register_forward_hook(lambda *_: steps.append(1))
+    hook = model.engine.loaded.model.register_forward_hook(lambda *_: steps.append(1))
     await said(model, sampling=replace(GREEDY, max_tokens=1000))
     assert used + len(steps) <= 128
     with pytest.raises(BadInput, match="128"):
@@ -375,7 +375,7 @@ async def test_the_starter_answers_in_chinese_as_plain_generate_would():
     model = backend.build(Config(threads=1, adapter=None, precision="bf16"))
     await model.load()
     words = await said(model, replace(PROMPT, persona=PERSONA), replace(GREEDY, max_tokens=12))
-    loaded = model._load()
+    loaded = model.engine.loaded
     prompt = loaded.encoder.ids(replace(PROMPT, persona=PERSONA))
     given = torch.tensor([prompt])
     plain = loaded.model.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=12)

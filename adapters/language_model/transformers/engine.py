@@ -1,51 +1,127 @@
-"""One reply after another from a loaded model."""
+"""The thread that owns a model, and the way to it from an event loop."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import replace
+import gc
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import BoundedSemaphore, Event
+from typing import TYPE_CHECKING
 
-import torch
+from adapters.language_model.transformers.config import Config
+from adapters.language_model.transformers.requests import EngineCounts, PrefillCounts, Request
+from domain.errors import BackendUnavailable
+from domain.ports import Experts
 
-from adapters.language_model.transformers.decoding import reply_tokens
-from adapters.language_model.transformers.loading import Loaded
-from adapters.language_model.transformers.text import Detokeniser, StopStrings
-from adapters.models.repetition import LoopGuard
-from domain.errors import BackendUnavailable, BadInput
-from domain.prompt import Prompt, Sampling
+if TYPE_CHECKING:
+    from adapters.language_model.transformers.loading import Loaded
+    from adapters.language_model.transformers.scheduling import Scheduler
 
 
-def reply(loaded: Loaded, prompt: Prompt, sampling: Sampling, stopped: Callable[[], bool]) -> Iterator[str]:
-    """Yield the text of a reply in pieces of whole characters.
+class Engine:
+    """A model on a thread of its own; whatever is asked of it lines up there, between two steps of the model."""
 
-    Raises:
-        BadInput: The prompt does not fit.
-        BackendUnavailable: The device ran out of memory, or failed.
-    """
-    ids = loaded.encoder.ids(prompt)
-    room = loaded.context_tokens - len(ids)
-    if room < 1:
-        raise BadInput(
-            f"The prompt takes {len(ids)} tokens; the model reads {loaded.context_tokens}.",
-            "Say less at once, or raise [language_model.transformers] context_tokens.",
-        )
-    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-    text, stops, guard = Detokeniser(loaded.tokenizer), StopStrings(loaded.encoder.stops(prompt)), LoopGuard()
-    try:
-        with closing(reply_tokens(loaded.model, ids, sampling, ends=loaded.ends, stopped=stopped)) as tokens:
-            for token in tokens:
-                if piece := guard.feed(stops.feed(text.feed(token))):
-                    yield piece
-                if stops.reached or guard.looping:
-                    return
-    except torch.OutOfMemoryError as error:
-        raise BackendUnavailable(
-            f"The device has no memory left for a prompt of {len(ids)} tokens.",
-            "Lower [prompt] history_tokens, or choose a smaller model.",
-        ) from error
-    except RuntimeError as error:
-        raise BackendUnavailable(
-            f"The model failed while it answered: {error}.",
-            'Say it again; if it happens again, set [language_model.transformers] device = "cpu".',
-        ) from error
-    if rest := guard.feed(stops.flush()):
-        yield rest
+    def __init__(self, config: Config, experts: Experts | None) -> None:
+        self._config = config
+        self._experts = experts
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
+        self._places = BoundedSemaphore(config.batch + config.waiting)
+        self._closed = Event()
+        self._scheduler: Scheduler | None = None
+        self._working = False
+
+    @property
+    def loaded(self) -> "Loaded | None":
+        """The model, once it is loaded."""
+        return self._scheduler.loaded if self._scheduler else None
+
+    @property
+    def counts(self) -> EngineCounts:
+        """What the engine does now and has done so far."""
+        return self._scheduler.counts if self._scheduler else EngineCounts()
+
+    @property
+    def prefills(self) -> tuple[PrefillCounts, ...]:
+        """How the last prompts were read, the newest last."""
+        return self._scheduler.prefills if self._scheduler else ()
+
+    def load(self) -> Future[None]:
+        """Bring the model into memory.
+
+        Raises:
+            BackendUnavailable: The engine was closed; or in the future, the model cannot be loaded.
+        """
+        if self._closed.is_set():
+            raise _was_closed()
+        return self._thread.submit(self._load)
+
+    def submit(self, request: Request) -> None:
+        """Line a request up.
+
+        Raises:
+            BackendUnavailable: The engine was closed, or too many wait already.
+        """
+        if self._closed.is_set():
+            raise _was_closed()
+        if not self._places.acquire(blocking=False):
+            raise BackendUnavailable(
+                f"{self._config.waiting} conversations already wait for the model.",
+                "Try again in a moment, or raise [language_model.transformers] waiting.",
+            )
+        request.done.add_done_callback(lambda _: self._places.release())
+
+        def turned_away(taken: Future[None]) -> None:
+            if (error := taken.exception()) and request.done.set_running_or_notify_cancel():
+                request.done.set_exception(error)
+
+        self._thread.submit(self._take, request).add_done_callback(turned_away)
+
+    def anticipate(self, likely: Mapping[str, float]) -> None:
+        """Pass a hint on."""
+
+    def close(self) -> Future[None]:
+        """End all replies and free the model; nothing can be asked any more."""
+        self._closed.set()
+        gone = self._thread.submit(self._unload)
+        gone.add_done_callback(lambda _: self._thread.shutdown(wait=False))
+        return gone
+
+    # From here on everything runs on the model's own thread.
+
+    def _load(self) -> None:
+        self._ready()
+
+    def _ready(self) -> "Scheduler":
+        if self._closed.is_set():
+            raise _was_closed()
+        if self._scheduler is None:
+            from adapters.language_model.transformers.loading import load
+            from adapters.language_model.transformers.scheduling import BaseAlone, Scheduler
+
+            self._scheduler = Scheduler(load(self._config), BaseAlone(), self._config)
+        return self._scheduler
+
+    def _take(self, request: Request) -> None:
+        self._ready().add(request)
+        if not self._working:
+            self._work()
+
+    def _work(self) -> None:
+        """Do a piece of work; what is left lines up behind what has been asked meanwhile."""
+        self._working = False
+        if self._scheduler and not self._closed.is_set() and self._scheduler.work():
+            self._working = True
+            self._thread.submit(self._work).add_done_callback(self._worked)
+
+    def _worked(self, work: Future[None]) -> None:
+        """Let nobody wait for ever when something went wrong that nobody foresaw."""
+        if (error := work.exception()) and self._scheduler:
+            self._scheduler.fail(error)
+
+    def _unload(self) -> None:
+        if self._scheduler:
+            self._scheduler.fail(_was_closed())
+        self._scheduler = None
+        gc.collect()
+
+
+def _was_closed() -> BackendUnavailable:
+    return BackendUnavailable("The model was closed.", "Start the program again.")

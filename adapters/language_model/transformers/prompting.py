@@ -1,6 +1,9 @@
 """From a prompt to token ids in which only we place special tokens, and exactly one begins the text."""
 
-from itertools import dropwhile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import dropwhile, takewhile
 
 from jinja2 import TemplateError
 
@@ -22,6 +25,7 @@ class PromptEncoder:
         self._knows_system = layout is None and self._renders([("system", _PROBE), ("user", "")], _PROBE)
         bos = tokenizer.bos_token_id
         self._begins = [] if bos is None or tokenizer("").input_ids[:1] != [bos] else [bos]
+        self._opening = lru_cache(maxsize=16)(self._common_opening)
 
     def stops(self, prompt: Prompt) -> tuple[str, ...]:
         """Return the strings that end a reply where no special token does; none with a chat template."""
@@ -39,6 +43,14 @@ class PromptEncoder:
         bos = self._tokenizer.bos_token_id
         begins = self._begins or tokens[: tokens[:1] == [bos]]
         return [*begins, *dropwhile(lambda token: token == bos, tokens)]
+
+    def fixed(self, prompt: Prompt, ids: Sequence[int]) -> int:
+        """Return with how many of a prompt's tokens every conversation begins: who she is, and the fixed examples."""
+        return _common(self._opening(replace(prompt, profile="", history=(), notes=(), found=(), words="")), ids)
+
+    def _common_opening(self, bare: Prompt) -> list[int]:
+        one, other = (self.ids(replace(bare, words=words)) for words in ("a", "你"))
+        return one[: _common(one, other)]
 
     def _templated(self, prompt: Prompt) -> str:
         """Render the chat template; where it has no system role, that text goes into the user's first line."""
@@ -73,3 +85,7 @@ def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Return the tokens that structure a text and are never part of it."""
     marked = (token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
     return frozenset((*marked, *tokenizer.all_special_ids))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
