@@ -1,21 +1,16 @@
 """Writes a LoRA adapter of the peft library as the GGUF that llama.cpp reads; needs numpy and gguf, no torch."""
 
-import json
-import math
 import os
-import re
-import struct
-from collections.abc import Iterator, Mapping
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from adapters.data_folder import flush_folder
-from adapters.models.formats import Gguf, refuse_pickle
+from adapters.models.formats import Gguf
+from adapters.models.lora import Adapter, AdapterCard, Base, read_adapter
 from domain.errors import BackendUnavailable, BadConfiguration
 
 Array = NDArray[np.float32]
@@ -29,42 +24,57 @@ _MODULES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# Families whose converter leaves the rows of q and k where they are; Llama's reorders them.
-_ARCHITECTURES = {"gemma3", "qwen2", "qwen3"}
-_NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight$")
-_PLAIN = {"bias": "none", "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
+# Families whose converter leaves the rows of q and k where they are, and the one where it reorders them.
+_ARCHITECTURES = {"gemma3", "qwen2", "qwen3", "llama"}
+_REORDERED = {"llama": {"attn_q": "head_count", "attn_k": "head_count_kv"}}
 
 
-def lora_gguf(folder: Path, base: Gguf, cache_dir: Path) -> Path:
+def gguf_base(header: Gguf, names: frozenset[str] = frozenset()) -> Base:
+    """Return what an adapter for a GGUF model has to fit.
+
+    Args:
+        header: Of the model.
+        names: What the model goes by.
+    """
+    shapes = {}
+    for layer in range(header.layers):
+        for module, short in _MODULES.items():
+            shape = header.shapes.get(f"blk.{layer}.{short}.weight", ())
+            if len(shape) == 2:
+                shapes[f"model.layers.{layer}.{module}"] = (shape[0], shape[1])
+    embedding = header.shapes.get("token_embd.weight", ())
+    return Base(names, shapes, embedding[1] if len(embedding) == 2 else None)
+
+
+def lora_gguf(
+    folder: Path, header: Gguf, cache_dir: Path, *, names: frozenset[str] = frozenset(), trained_on: str = ""
+) -> Path:
     """Return the GGUF of a peft adapter, written on the first call; another adapter gets another file.
 
     Args:
         folder: Holds `adapter_model.safetensors` and `adapter_config.json`.
-        base: The header of the model that the adapter is for.
+        header: That of the model that the adapter is for.
         cache_dir: The file goes to `adapters/` in it.
+        names: What the model goes by.
+        trained_on: The model that whoever plugged it in says it belongs to; "" where nobody says.
 
     Raises:
         BadConfiguration: The adapter is damaged, incomplete, for another model, or of a kind that llama.cpp lacks.
-        BackendUnavailable: The file cannot be written.
+        BackendUnavailable: It cannot be read now, or the file cannot be written.
     """
-    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    refuse_pickle(weights)
-    refuse_pickle(settings)
-    content, description = weights.read_bytes(), settings.read_bytes()
-    written = cache_dir / "adapters" / f"{sha256(content + description).hexdigest()}.gguf"
+    adapter = read_adapter(folder, gguf_base(header, names), trained_on=trained_on)
+    written = cache_dir / "adapters" / f"{adapter.card.fingerprint}.gguf"
     if written.is_file():
         return written
     try:
-        config = json.loads(description)
-        alpha = _alpha(config)
-        pairs = _pairs(_tensors(content), config, base)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        pairs = _pairs(adapter, header)
+    except ValueError as error:
         raise BadConfiguration(
-            f"The adapter in {folder} cannot be used with this model: {error}.",
-            'Choose an adapter that was trained on it, or set adapter = "" for none.',
+            f"The adapter in {folder} cannot be used with llama.cpp: {error}.",
+            'Choose another adapter, or set [language_model] use = "transformers".',
         ) from error
     try:
-        _write(written, base.architecture, alpha, pairs)
+        _write(written, header.architecture, adapter.card, pairs)
     except OSError as error:
         raise BackendUnavailable(
             f"The adapter cannot be written to {written.parent}: {error.strerror or error}.",
@@ -73,93 +83,44 @@ def lora_gguf(folder: Path, base: Gguf, cache_dir: Path) -> Path:
     return written
 
 
-def _alpha(config: Mapping[str, Any]) -> float:
-    """Return the alpha that gives llama.cpp, which scales by alpha / rank, the scale that peft uses."""
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"it is no LoRA but {config.get('peft_type')}")
-    for key, plain in _PLAIN.items():
-        if config.get(key) not in (plain, None):
-            raise ValueError(f"llama.cpp has nothing for {key} = {config[key]!r}")
-    alpha, rank = float(config["lora_alpha"]), int(config["r"])
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+def _pairs(adapter: Adapter, header: Gguf) -> dict[str, tuple[Array, Array]]:
+    """Return A and B by the name of the tensor of llama.cpp that they change."""
+    if header.architecture not in _ARCHITECTURES:
+        raise ValueError(f"adapters for the architecture {header.architecture!r} cannot be converted")
+    pairs = {}
+    for layer, (a, b) in adapter.pairs.items():
+        number, _, module = layer.removeprefix("model.layers.").partition(".")
+        short = _MODULES[module]
+        numbers = (a.numbers(), _reordered(b.numbers(), short, header))
+        for half in numbers:
+            with np.errstate(over="ignore"):
+                if not np.isfinite(half.astype(np.float16)).all():
+                    raise ValueError(f"{layer} holds numbers that are not finite in fp16")
+        pairs[f"blk.{number}.{short}.weight"] = numbers
+    return pairs
 
 
-def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
-    """Yield the tensors of a safetensors file, which is a length, a table in JSON and raw little-endian numbers.
+def _reordered(b: Array, short: str, header: Gguf) -> Array:
+    """Return B with the rows as llama.cpp has them: for Llama, the halves of each rotated head interleaved.
 
-    Source: https://github.com/huggingface/safetensors#format.
+    Source: `LlamaModel.permute` in convert_hf_to_gguf.py, github.com/ggml-org/llama.cpp.
     """
-    (size,) = struct.unpack_from("<Q", content)
-    if size > len(content) - 8:
-        raise ValueError("its file is cut short")
-    table: dict[str, Any] = json.loads(content[8 : 8 + size])
-    table.pop("__metadata__", None)
-    data = memoryview(content)[8 + size :]
-    for name, entry in table.items():
-        start, end = entry["data_offsets"]
-        if not 0 <= start <= end <= len(data):
-            raise ValueError(f"its file is cut short: {name} ends at byte {end:,} of {len(data):,}")
-        yield name, _numbers(data[start:end], entry["dtype"]).reshape(entry["shape"])
+    key = _REORDERED.get(header.architecture, {}).get(short)
+    if key is None:
+        return b
+    attention = f"{header.architecture}.attention"
+    heads = int(header.metadata.get(f"{attention}.{key}", header.metadata[f"{attention}.head_count"]))
+    return b.reshape(heads, 2, len(b) // heads // 2, -1).swapaxes(1, 2).reshape(b.shape)
 
 
-def _numbers(data: memoryview, dtype: str) -> Array:
-    match dtype:
-        case "F16":
-            return np.frombuffer(data, "<f2").astype(np.float32)
-        case "F32":
-            return np.frombuffer(data, "<f4").astype(np.float32)
-        case "BF16":  # the upper half of a float32
-            return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    raise ValueError(f"it holds numbers of the kind {dtype}")
-
-
-def _pairs(
-    tensors: Iterator[tuple[str, Array]], config: Mapping[str, Any], base: Gguf
-) -> dict[str, tuple[Array, Array]]:
-    """Return A and B by the name of the base tensor they change, after checking that all are there and fit."""
-    if base.architecture not in _ARCHITECTURES:
-        raise ValueError(f"adapters for the architecture {base.architecture!r} cannot be converted")
-    halves: dict[str, dict[str, Array]] = {}
-    for name, values in tensors:
-        match = _NAME.search(name)
-        if not match or match[2] not in _MODULES:
-            raise ValueError(f"it has a tensor {name} that llama.cpp has nothing for")
-        with np.errstate(over="ignore"):
-            if not np.isfinite(values.astype(np.float16)).all():
-                raise ValueError(f"its tensor {name} holds numbers that are not finite in fp16")
-        halves.setdefault(f"blk.{match[1]}.{_MODULES[match[2]]}.weight", {})[match[3]] = values
-    wanted = {f"blk.{layer}.{module}.weight" for layer in range(base.layers) for module in _modules(config)}
-    if set(halves) != wanted:
-        odd = ", ".join(sorted(wanted ^ set(halves))[:3])
-        raise ValueError(f"it should change {len(wanted)} tensors and changes {len(halves)}; look at {odd}")
-    return {name: _pair(name, half, int(config["r"]), base.shapes.get(name)) for name, half in halves.items()}
-
-
-def _modules(config: Mapping[str, Any]) -> set[str]:
-    """Return the layers that the adapter says to change."""
-    targets = config["target_modules"]
-    if not isinstance(targets, list) or not targets:
-        raise ValueError(f"its target_modules are {targets!r}, not a list of names")
-    return {_MODULES[name] for name in _MODULES for target in targets if f".{name}".endswith(f".{target}")}
-
-
-def _pair(name: str, half: Mapping[str, Array], rank: int, shape: tuple[int, ...] | None) -> tuple[Array, Array]:
-    if half.keys() != {"A", "B"}:
-        raise ValueError(f"for {name} only the half {'/'.join(half)} is there")
-    a, b = half["A"], half["B"]
-    if shape is None or len(shape) != 2 or a.shape != (rank, shape[0]) or b.shape != (shape[1], rank):
-        raise ValueError(f"its shapes {a.shape} and {b.shape} do not fit {name}, which is {shape}")
-    return a, b
-
-
-def _write(path: Path, architecture: str, alpha: float, pairs: Mapping[str, tuple[Array, Array]]) -> None:
+def _write(path: Path, architecture: str, card: AdapterCard, pairs: Mapping[str, tuple[Array, Array]]) -> None:
     """Write the file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     writer = GGUFWriter(unfinished, architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha)
+    writer.add_float32("adapter.lora.alpha", card.scale * card.rank)  # llama.cpp divides it by the rank
     for name, (a, b) in pairs.items():
         writer.add_tensor(f"{name}.lora_a", a.astype(np.float16))
         writer.add_tensor(f"{name}.lora_b", b.astype(np.float16))

@@ -8,10 +8,10 @@ import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from adapters.models.formats import Gguf
+from adapters.models.formats import Gguf, read_gguf
 from adapters.models.lora_gguf import lora_gguf
 from domain.errors import BackendUnavailable, BadConfiguration
-from tests.gguf_files import Change, lora
+from tests.gguf_files import Change, lora, tiny_llama
 
 Tensors = dict[str, NDArray[np.float32]]
 SHAPES = {
@@ -25,7 +25,7 @@ BASE = Gguf({"general.architecture": "gemma3", "gemma3.block_count": 3}, SHAPES,
 def converted(path: Path) -> tuple[dict[str, NDArray[np.float16]], float]:
     reader = GGUFReader(path)
     assert reader.fields["general.type"].contents() == "adapter"
-    assert reader.fields["general.architecture"].contents() == "gemma3"
+    assert reader.fields["general.architecture"].contents() in {"gemma3", "llama"}
     return {tensor.name: tensor.data for tensor in reader.tensors}, reader.fields["adapter.lora.alpha"].contents()
 
 
@@ -73,11 +73,11 @@ def with_extra(name: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without("layers.1.self_attn.q_proj.lora_B"), "only the half A"),
-        (without("layers.2."), "changes 4; look at blk.2"),
-        (without("down_proj"), "changes 3; look at blk.0.ffn_down"),
+        (without("layers.1.self_attn.q_proj.lora_B"), "half B is missing"),
+        (without("layers.2."), "changes 4; look at model.layers.2"),
+        (without("down_proj"), "changes 3; look at model.layers.0.mlp.down_proj"),
         (with_extra("base_model.model.lm_head.lora_A.weight"), "lm_head"),
-        (with_extra("base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"), "look at blk.3"),
+        (with_extra("base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"), "layers.3"),
         (with_extra("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"), "magnitude"),
         (with_value(float("nan")), "not finite"),
         (with_value(float("inf")), "not finite"),
@@ -112,11 +112,11 @@ def test_kinds_of_adapters_that_llama_cpp_lacks_are_refused(
 
 def test_an_adapter_for_another_model_is_refused(tmp_path: Path) -> None:
     wider = {name: (inner * 2, outer) for name, (inner, outer) in SHAPES.items()}
-    with pytest.raises(BadConfiguration, match="do not fit"):
+    with pytest.raises(BadConfiguration, match="shapes do not fit"):
         lora_gguf(lora(tmp_path / "lora", wider), BASE, tmp_path)
-    llama = Gguf({"general.architecture": "llama", "llama.block_count": 3}, SHAPES, ())
-    with pytest.raises(BadConfiguration, match="architecture 'llama'"):
-        lora_gguf(lora(tmp_path / "lora", SHAPES), llama, tmp_path)
+    glm = Gguf({"general.architecture": "glm4", "glm4.block_count": 3}, SHAPES, ())
+    with pytest.raises(BadConfiguration, match="architecture 'glm4'"):
+        lora_gguf(lora(tmp_path / "lora", SHAPES), glm, tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 3000])
@@ -167,3 +167,18 @@ def test_the_safetensors_library_reads_the_same(tmp_path: Path) -> None:
         key = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         assert np.array_equal(theirs[f"{key}.lora_A.weight"], ours[f"blk.{layer}.attn_q.weight.lora_a"])
         assert np.array_equal(theirs[f"{key}.lora_B.weight"], ours[f"blk.{layer}.attn_q.weight.lora_b"])
+
+
+def test_the_rotated_halves_of_each_head_of_a_llama_are_interleaved(tmp_path: Path) -> None:
+    header = read_gguf(tiny_llama(tmp_path / "tiny.gguf"))
+    kept: Tensors = {}
+    ours, _ = converted(lora_gguf(lora(tmp_path / "lora", header.shapes, change=kept.update), header, tmp_path))
+    theirs = kept["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
+    heads, half = 2, 8
+    for head in range(heads):
+        for place in range(half):
+            for side in range(2):
+                row = ours["blk.1.attn_q.weight.lora_b"][2 * half * head + 2 * place + side]
+                assert np.allclose(row, theirs[2 * half * head + half * side + place], atol=1e-3)
+    down = kept["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"]
+    assert np.allclose(ours["blk.1.ffn_down.weight.lora_b"], down, atol=1e-3)
