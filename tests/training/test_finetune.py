@@ -1,5 +1,6 @@
 import adapters as _hides_torchaudio  # noqa: F401  # isort: skip - must come before peft and transformers
 
+import asyncio
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from adapters.character import files
 from adapters.embedder import hashed
 from adapters.language_model.transformers.prompting import PromptEncoder
-from application.examples import showable
+from application.examples import Examples, showable
 from domain.character import Character, Exchange
 from domain.conversation import Message, Role
 from domain.errors import BadConfiguration, BadInput
@@ -32,7 +33,7 @@ from domain.prompt import LAYOUTS, Layout, Prompt
 from tests import checkpoints
 from training import finetune as script
 from training.course import Course, prepare
-from training.exchanges import Lesson, split
+from training.exchanges import Lesson, Lessons, split
 from training.run import Place, Recipe
 from training.targets import NOT_A_TARGET, HeldOut, Tokens, held_out, target_losses, tokenised
 from training.template_check import check_template
@@ -160,6 +161,21 @@ def test_what_is_measured_is_never_learnt_or_shown(course: Course) -> None:
     assert all(lesson.prompt.found for lesson in shown)
     for lesson in (*shown, *(course.lessons.varied(exchange, rng) for exchange in divided.train * 5)):
         assert set(lesson.prompt.found) <= known
+
+
+def test_a_name_that_is_known_changes_no_lesson_in_which_it_would_be_asked_for() -> None:
+    told = Exchange(("我叫小林。", "小林你好呀，我是紫舒。"))
+    who = Exchange(("你是谁？", "我叫紫舒，住在你的电脑里。"))
+    asking = Exchange(("晚上好", "晚上好呀，该怎么称呼你呢？"))
+    nameless = Exchange(("你知道我的名字吗", "你还没告诉我呢。"))
+    zishu = replace(schoolgirl(), exchanges=(told, who, asking, nameless))
+    lessons = Lessons(zishu, Examples(hashed.build(hashed.Config()), shown=2), len, budget=250)
+    asyncio.run(lessons.find(zishu.exchanges))
+    rng = Random(1)
+    varied = {one: [lessons.varied(one, rng).prompt for _ in range(60)] for one in zishu.exchanges}
+    assert any(prompt.profile for prompt in varied[who])
+    assert any(prompt.profile and Message(Role.USER, "我叫小林。") in prompt.history for prompt in varied[who])
+    assert not any(prompt.profile for one in (asking, nameless) for prompt in varied[one])
 
 
 def test_now_and_then_the_very_answer_is_among_the_examples_and_never_that_of_a_later_turn(course: Course) -> None:
