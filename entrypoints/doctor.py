@@ -5,8 +5,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
 
@@ -19,6 +19,8 @@ from adapters.character.files import PACKAGED, CharacterFiles
 from domain.errors import ZishuError
 from entrypoints.choices import PORTS, choose, has_nvidia_gpu
 from entrypoints.settings import Settings, load_settings
+from entrypoints.tiers import DEFAULT, TIERS
+from entrypoints.tiers.fit import BESIDE, fits, this_machine
 
 _GIB = 1024**3
 
@@ -33,12 +35,21 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `fix` is a line to run or to write, empty where nothing is wrong."""
+    """One thing that was looked at.
+
+    Attributes:
+        what: Its name.
+        state: How it stands.
+        detail: What was found.
+        fix: A line to run or to write, empty where nothing is wrong.
+        parts: Bytes by part, where it is about memory.
+    """
 
     what: str
     state: State
     detail: str
     fix: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 # What each extra brings, by a module of it, and the programs that it calls.
@@ -83,6 +94,22 @@ def _folders(settings: Settings) -> Iterator[Finding]:
             f"{folder}, {free / _GIB:.1f} GiB free",
             "Free at least 2 GiB, or set another folder with ZISHU_DATA_DIR and ZISHU_CACHE_DIR." if scarce else "",
         )
+
+
+def _tiers(settings: Settings) -> Iterator[Finding]:
+    found = list(fits(this_machine()))
+    best = next((fit.tier for fit in found if fit.fits), DEFAULT)
+    for fit in found:
+        gigabytes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in fit.model_parts.items())
+        where = "of the GPU" if TIERS[fit.tier] else "of memory"
+        detail = f"{fit.model} in {fit.precision}: {fit.model_bytes / 1e9:.1f} GB {where} ({gigabytes})"
+        chosen = fit.tier == settings.tier
+        state = State.OK if fit.fits else State.BROKEN if chosen else State.OPTIONAL
+        verdict = ("chosen" if chosen else "fits") if fit.fits else "does not fit here"
+        fix = f'Set tier = "{best}".' if fit.tier == best != settings.tier or (chosen and not fit.fits) else ""
+        yield Finding(f"tier {fit.tier}", state, f"{verdict}; {detail}", fix, fit.model_parts)
+    beside = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in BESIDE.items())
+    yield Finding("beside the model", State.OK, f"GB of memory: {beside}", parts=dict(BESIDE))
 
 
 def _extras() -> Iterator[Finding]:
@@ -133,6 +160,7 @@ def findings() -> list[Finding]:
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _machine,
         lambda: _folders(settings),
+        lambda: _tiers(settings),
         lambda: _backends(settings),
         lambda: _characters(settings),
         _extras,

@@ -1,4 +1,4 @@
-"""The hardware tiers: each is a file of settings that stands in for the defaults and yields to all that the user sets."""
+"""The hardware tiers: each is a file of settings in place of the defaults, and yields to all that the user sets."""
 
 import tomllib
 from pathlib import Path
