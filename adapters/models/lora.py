@@ -14,6 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from adapters.models.formats import refuse_pickle
+from adapters.models.profiles import Shelf
 from domain.errors import BackendUnavailable, BadConfiguration
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -103,6 +104,16 @@ class Adapter:
 
     card: AdapterCard
     pairs: Mapping[str, tuple[Matrix, Matrix]]
+
+
+def model_names(model: str) -> frozenset[str]:
+    """Return what a model of the settings goes by: itself, its file or folder, its profile and its ids on hubs."""
+    names = {model, Path(model).name, Path(model).name.removesuffix(".gguf")}
+    for profile in Shelf().all():
+        known = {profile.name, profile.huggingface, profile.modelscope}
+        if model in known:
+            names |= known
+    return frozenset(names - {""})
 
 
 def check_adapter(folder: Path, base: Base, *, trained_on: str = "") -> AdapterCard:

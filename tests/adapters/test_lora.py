@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.models.lora import SETTINGS, WEIGHTS, Abandoned, Base, check_adapter, read_adapter
+from adapters.models.lora import SETTINGS, WEIGHTS, Abandoned, Base, check_adapter, model_names, read_adapter
 from domain.errors import BackendUnavailable, BadConfiguration
 from tests.gguf_files import lora
 
@@ -170,3 +170,9 @@ def test_reading_ends_as_soon_as_nobody_wants_it(tmp_path: Path) -> None:
     folder = lora(tmp_path / "lora", SHAPES)
     with pytest.raises(Abandoned):
         read_adapter(folder, BASE, stopped=lambda: True)
+
+
+def test_a_model_goes_by_its_name_its_profile_and_its_ids_on_hubs() -> None:
+    assert model_names("starter") == {"starter", "google/gemma-3-270m"}
+    assert {"qwen3-0.6b", "Qwen/Qwen3-0.6B"} <= model_names("Qwen/Qwen3-0.6B") & model_names("qwen3-0.6b")
+    assert model_names("/models/mine.gguf") == {"/models/mine.gguf", "mine.gguf", "mine"}
