@@ -60,8 +60,9 @@ def footprint(
       output layer, which no precision but `gguf` touches;
     - cache = 2 L k w T B b: a key and a value for each token, layer and head (Shazeer 2019, arXiv:1911.02150, for
       fewer heads of keys than of queries);
-    - adapters = A L r b times the sum of (in + out) over the seven linear layers of a block (Hu 2021, arXiv:2106.09685);
-    - activations: the widest moment of a block while a chunk of C tokens is read, C b (2 d + 3 f + d) with a fused
+    - adapters = A L r b times the sum of (in + out) over the seven linear layers of a block (Hu 2021,
+      arXiv:2106.09685);
+    - activations: the widest moment of a block while a chunk of C tokens is read, 3 C b (d + f) with a fused
       attention, plus the logits in fp32, 4 V B, plus one linear layer that is unpacked to compute with, b d f, where
       weights are quantised. An upper estimate; allocators keep more.
 
