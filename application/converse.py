@@ -1,4 +1,4 @@
-"""One turn of conversation: keep the user's words, find examples, prompt, generate, feel, keep hers."""
+"""One turn of conversation: keep the user's words, route, find examples, prompt, generate, feel, keep hers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -9,6 +9,7 @@ from time import perf_counter
 from uuid import UUID
 
 from application.examples import Examples
+from application.experts import ChooseExpert
 from domain.character import Character
 from domain.conversation import ReplyState, Role, Scope, Session, Turn
 from domain.crisis import concern, help_text
@@ -35,7 +36,6 @@ from domain.extraction import told_name
 from domain.memory import ShortTermWindow
 from domain.ports import Characters, EmotionClassifier, LanguageModel, Sessions
 from domain.prompt import Prompt, Sampling, notes_for, profile_line, within_budget
-from domain.routing import Router
 from domain.speech import Sentence, SentenceSplitter
 from domain.tags import Tag, TagParser
 
@@ -133,6 +133,7 @@ class Converse:
     Args:
         clock: Returns the present as an aware datetime in the user's time zone.
         new_id: Returns a fresh id for a turn.
+        routing: Decides who answers; without it there are no experts.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Converse:
         budget: PromptBudget,
         clock: Callable[[], datetime],
         new_id: Callable[[], UUID],
+        routing: ChooseExpert | None = None,
     ) -> None:
         self._model = model
         self._sessions = sessions
@@ -157,25 +159,31 @@ class Converse:
         self._budget = budget
         self._clock = clock
         self._new_id = new_id
-        self._router = Router()
+        self._routing = routing or ChooseExpert()
 
-    async def reply(self, scope: Scope, words: str) -> ReplyStream:
+    async def reply(self, scope: Scope, words: str, *, expert: str | None = None) -> ReplyStream:
         """Keep the user's words, then yield her answer as it comes.
 
         Closing the stream early stops the model; what was said until then is stored as interrupted.
 
+        Args:
+            scope: Whose conversation.
+            words: What the user says; an expert's tag in it is text and decides nothing.
+            expert: Who shall answer, by tag or name, when a trusted caller says so; without it the router decides.
+
         Raises:
-            BadInput: The words are empty or far too long; nothing was stored.
+            BadInput: The words are empty or far too long, or there is no such expert; nothing was stored.
             NotFound: There is no such character.
             StoreUnavailable: The words could not be kept; she does not answer what would be forgotten at once.
         """
         words = acceptable(words)
+        asked_for = None if expert is None else self._routing.named(expert)
         turn = await self._begin(scope, words)
         session = turn.session
         durability = await self._sessions.commit(session, session.turns[-1])
         try:
             yield TurnStarted(session.id, session.turns[-1].id, session.turns[-1].said_at, durability)
-            async with aclosing(self._answer(turn, words)) as events:
+            async with aclosing(self._answer(turn, words, asked_for)) as events:
                 async for event in events:
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
@@ -200,21 +208,26 @@ class Converse:
         session.begin(Turn(self._new_id(), words, now))
         return _Running(session, character)
 
-    async def _answer(self, turn: _Running, words: str) -> ReplyStream:
+    async def _answer(self, turn: _Running, words: str, asked_for: str | None) -> ReplyStream:
         """Choose who answers, then yield everything up to the end."""
         session = turn.session
         if language := concern(words):
             yield ExpertChosen("care", 1.0, "这样的话先由人接住：直接给出求助方式")
             felt, pieces = Emotion(EmotionLabel.COMFORT, 1.0), _in_one_piece(help_text(language))
         else:
-            decision = self._router.choose({}, in_charge=session.expert)
+            choice = await self._routing.choose(words, in_charge=session.expert, asked_for=asked_for)
+            decision = choice.decision
+            session.expert = decision.expert
             session.update(expert=decision.expert)
             yield ExpertChosen(decision.expert, decision.confidence, decision.reason)
-            prompt, trimmed = await self._prompt(turn, words)
+            if choice.likely:
+                self._model.anticipate(choice.likely)
+            prompt, trimmed = await self._prompt(turn, words, choice.tag)
             if trimmed:
                 yield HistoryTrimmed(trimmed)
             felt = turn.character.temperament.catch(await self._classifier.classify(words, Role.USER))
-            pieces = self._model.generate(prompt, expert=decision.expert, sampling=self._sampling)
+            sampling = choice.sampled(self._sampling)
+            pieces = self._model.generate(prompt, expert=decision.expert, sampling=sampling)
         turn.mark("ready")
         for event in turn.feel(felt, words):
             yield event
@@ -228,7 +241,7 @@ class Converse:
         usage = Usage(turn.prompt_tokens, self._model.count_tokens(reply))
         yield ReplyFinished(EndReason.STOP, usage, turn.timings())
 
-    async def _prompt(self, turn: _Running, words: str) -> tuple[Prompt, int]:
+    async def _prompt(self, turn: _Running, words: str, expert_tag: str) -> tuple[Prompt, int]:
         """Compose the prompt; also return how many turns have just left the window."""
         session, character, count = turn.session, turn.character, self._model.count_tokens
         room = self._model.context_tokens - self._sampling.max_tokens - self._budget.volatile
@@ -251,6 +264,7 @@ class Converse:
             notes=notes_for(session.felt_at, session.face.label, ()),
             found=await self._examples.similar(character, words),
             words=words,
+            expert_tag=expert_tag,
         )
         prompt = within_budget(prompt, self._budget.volatile, count)
         turn.prompt_tokens = count(f"{prompt.system}\n{prompt.volatile}\n{words}") + sum(costs[cut:])

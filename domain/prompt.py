@@ -44,6 +44,8 @@ class Prompt:
         notes: The volatile lines: recalled memories, the clock, her mood.
         found: Examples like this turn, as pairs of a user's line and her answer.
         words: What the user says now.
+        expert_tag: The tag of the expert whose weights answer; empty for the base model. Only this field makes a tag:
+            one in anybody's words is defused where the prompt is laid out.
     """
 
     user_name: str
@@ -55,17 +57,29 @@ class Prompt:
     history: tuple[Message, ...] = ()
     notes: tuple[str, ...] = ()
     found: tuple[tuple[str, str], ...] = ()
+    expert_tag: str = ""
 
     @property
     def volatile(self) -> str:
         """The block that every turn computes anew, right before the user's words; one line for each part."""
+        tag = [f"[EXPERT={self.expert_tag}]"] if self.expert_tag else []
         pairs = ((f"【例】{question}", f"【{self.her_name}】{answer}") for question, answer in self.found)
-        return "\n".join(" ".join(line.split()) for line in (*chain.from_iterable(pairs), *self.notes))
+        lines = (*chain.from_iterable(pairs), *self.notes)
+        return "\n".join([*tag, *(" ".join(defused(line).split()) for line in lines)])
 
     @property
     def system(self) -> str:
         """The part that a prefix cache keeps: persona and profile."""
-        return f"{self.persona}\n{self.profile}" if self.profile else self.persona
+        return f"{self.persona}\n{defused(self.profile)}" if self.profile else self.persona
+
+
+# An expert's tag as far as it gives itself away, in halfwidth and fullwidth letters.
+_TAG = re.compile(r"[\[［【](\s*)([EＥ][XＸ][PＰ][EＥ][RＲ][TＴ])(\s*)[=＝]", re.IGNORECASE)
+
+
+def defused(text: str) -> str:
+    """Return text in which nothing can be taken for the tag of an expert: `[EXPERT=` becomes `（EXPERT：`."""
+    return _TAG.sub(r"（\1\2\3：", text)
 
 
 _MARK = re.compile(r"<[^<>\s]+>")
@@ -131,13 +145,13 @@ def segments(prompt: Prompt, layout: Layout, reply: str | None = None) -> tuple[
 
     def say(role: Role, text: str, *, hers: bool = False) -> None:
         laid.append(Segment(opens[role]))
-        laid.append(Segment(layout.clean(text) + closes[role], hers=hers))
+        laid.append(Segment(layout.clean(defused(text)) + closes[role], hers=hers))
 
     for exchange in prompt.fixed:
         for place, line in enumerate(exchange.turns):
             say(Role.HER if place % 2 else Role.USER, line)
     if prompt.profile:
-        laid.append(Segment(layout.clean(prompt.profile) + "\n"))
+        laid.append(Segment(layout.clean(defused(prompt.profile)) + "\n"))
     for message in prompt.history:
         say(message.role, message.text, hers=message.role is Role.HER)
     # recalled memories are the user's words too
@@ -146,7 +160,7 @@ def segments(prompt: Prompt, layout: Layout, reply: str | None = None) -> tuple[
         laid.append(Segment(volatile + opens[Role.USER]))
     else:
         laid.append(Segment(opens[Role.USER] + volatile))
-    laid.append(Segment(layout.clean(prompt.words) + layout.user_close + opens[Role.HER]))
+    laid.append(Segment(layout.clean(defused(prompt.words)) + layout.user_close + opens[Role.HER]))
     if reply is not None:
         laid.append(Segment(layout.clean(reply) + layout.her_close, hers=True))
     return tuple(laid)
@@ -164,9 +178,9 @@ def as_messages(prompt: Prompt) -> list[tuple[str, str]]:
         messages.extend(("assistant" if place % 2 else "user", line) for place, line in enumerate(exchange.turns))
     # templates refuse an answer without a question, which the window may have cut off
     history = dropwhile(lambda said: said.role is Role.HER, prompt.history)
-    messages.extend(("assistant" if said.role is Role.HER else "user", said.text) for said in history)
-    volatile = prompt.volatile
-    messages.append(("user", f"{volatile}\n\n{prompt.words}" if volatile else prompt.words))
+    messages.extend(("assistant" if said.role is Role.HER else "user", defused(said.text)) for said in history)
+    volatile, words = prompt.volatile, defused(prompt.words)
+    messages.append(("user", f"{volatile}\n\n{words}" if volatile else words))
     return _alternating(messages)
 
 

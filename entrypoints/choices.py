@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
-PORTS = ("language_model", "embedder", "emotion_classifier", "sessions", "feedback")
+PORTS = ("language_model", "embedder", "emotion_classifier", "experts", "expert_scorer", "sessions", "feedback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,17 @@ def _emotion_classifier() -> Choice:
     return Choice("ngram", "no embedding model is installed; it needs none")
 
 
+def _expert_scorer() -> Choice:
+    if _embedder().name != "hashed":
+        return Choice("embedding", "meaning helps: it errs less in docs/benchmarks.md, and its confidence is honest")
+    return Choice("ngram", "no embedding model is installed; it needs none")
+
+
 _AUTO: dict[str, Callable[[], Choice]] = {
     "language_model": _language_model,
     "embedder": _embedder,
     "emotion_classifier": _emotion_classifier,
+    "expert_scorer": _expert_scorer,
 }
 
 

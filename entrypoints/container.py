@@ -17,8 +17,10 @@ from adapters.models.vectors import CachedEmbedder
 from adapters.postgres.engine import Database
 from application.converse import Converse
 from application.examples import Examples
+from application.experts import ChooseExpert, ManyModels
 from domain.errors import BadConfiguration, StoreUnavailable
-from domain.ports import Characters, Embedder
+from domain.ports import Characters, Embedder, Experts, LanguageModel
+from domain.routing import OwnBackend, Router
 from entrypoints.choices import choose
 from entrypoints.settings import Settings, load_settings
 
@@ -36,10 +38,15 @@ def _backend(port: str, settings: Settings, **parts: object) -> Any:  # noqa: AN
     """
     section = getattr(settings, port)
     name = choose(port, section.use).name
+    return _built(port, name, section.table(name), f"the table [{port}.{name}]", settings, **parts)
+
+
+def _built(port: str, name: str, table: dict[str, Any], where: str, settings: Settings, **parts: object) -> Any:  # noqa: ANN401
+    """Build a backend from a table of settings that stands somewhere."""
     module = plugins.load(port, name)
-    table = section.table(name)
-    if "cache_dir" in module.Config.model_fields:
-        table.setdefault("cache_dir", settings.cache_dir)
+    for key, value in (("cache_dir", settings.cache_dir), ("folder", settings.data_dir / port)):
+        if key in module.Config.model_fields:
+            table.setdefault(key, value)
     try:
         config = module.Config(**table)
     except ValidationError as error:
@@ -47,10 +54,23 @@ def _backend(port: str, settings: Settings, **parts: object) -> Any:  # noqa: AN
         key = ".".join(str(part) for part in first["loc"])
         raise BadConfiguration(
             f"The setting {key!r} of the {port} backend {name!r} is wrong: {first['msg']}.",
-            f"Mend it in the table [{port}.{name}]; it knows: {', '.join(module.Config.model_fields)}.",
+            f"Mend it in {where}; it knows: {', '.join(module.Config.model_fields)}.",
         ) from error
     named = signature(module.build).parameters
     return module.build(config, **{name: part for name, part in parts.items() if name in named})
+
+
+def _language_model(settings: Settings, experts: Experts) -> LanguageModel:
+    def own(backend: OwnBackend) -> LanguageModel:
+        where = "[backend] of the expert's expert.toml"
+        made: LanguageModel = _built("language_model", backend.use, dict(backend.table), where, settings)
+        return made
+
+    return ManyModels(_backend("language_model", settings, experts=experts), experts, own)
+
+
+def _router(settings: Settings) -> Router:
+    return settings.routing.router(engine=choose("language_model", settings.language_model.use).name)
 
 
 def _embedder(settings: Settings) -> Embedder:
@@ -78,9 +98,12 @@ class Container(containers.DeclarativeContainer):
     )
     feedback = providers.Singleton(_backend, "feedback", settings, database=database, sessions=sessions)
     characters = providers.Singleton(_characters, settings)
-    language_model = providers.Singleton(_backend, "language_model", settings)
+    experts = providers.Singleton(_backend, "experts", settings)
+    language_model = providers.Singleton(_language_model, settings, experts)
     embedder = providers.Singleton(_embedder, settings)
     emotion_classifier = providers.Singleton(_backend, "emotion_classifier", settings, embedder=embedder)
+    expert_scorer = providers.Singleton(_backend, "expert_scorer", settings, embedder=embedder)
+    routing = providers.Singleton(ChooseExpert, experts, expert_scorer, providers.Singleton(_router, settings))
     examples = providers.Singleton(Examples, embedder, shown=settings.provided.prompt.examples)
     converse = providers.Factory(
         Converse,
@@ -93,6 +116,7 @@ class Container(containers.DeclarativeContainer):
         budget=settings.provided.prompt.budget.call(),
         clock=clock,
         new_id=new_id,
+        routing=routing,
     )
 
 
@@ -125,6 +149,7 @@ async def awake(container: Container, report: Report) -> AsyncGenerator[None, No
         ended = await asyncio.gather(
             model.load(),
             container.examples().prepare(character, lambda done, total: report("examples", done, total)),
+            container.routing().warm_up(),
             _connect(database) if settings.sessions.use == "postgres" else asyncio.sleep(0),
             return_exceptions=True,
         )

@@ -17,10 +17,11 @@ from adapters.postgres.engine import Config as DatabaseConfig
 from application.converse import PromptBudget
 from domain.errors import BadConfiguration
 from domain.prompt import Sampling
+from domain.routing import Router
 from entrypoints.tiers import DEFAULT, Tier, TierSource
 
 LOCAL_FILE = Path("zishu.toml")
-_SAMPLING = Sampling()
+_SAMPLING, _ROUTER = Sampling(), Router()
 
 
 class PortKeys(BaseModel):
@@ -78,6 +79,24 @@ class PromptKeys(BaseModel):
         return PromptBudget(self.volatile_tokens, self.history_tokens)
 
 
+class RoutingKeys(BaseModel):
+    """`[routing]`: how sure an expert must be to answer, and how much surer than the one in charge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    abstain_below: Annotated[float, Field(ge=0.05, le=0.99)] = _ROUTER.abstain_below
+    stickiness: Annotated[float, Field(ge=0, le=0.5)] | None = None
+
+    def router(self, engine: str) -> Router:
+        """Return the rules; by default experts stick twice as long in llama.cpp, where a switch drops the cache.
+
+        Args:
+            engine: The language model in use.
+        """
+        default = _ROUTER.stickiness * (2 if engine == "llama_cpp" else 1)
+        return Router(self.abstain_below, default if self.stickiness is None else self.stickiness)
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `docs/reference/settings.md` explains each key."""
 
@@ -92,11 +111,14 @@ class Settings(BaseSettings):
     language_model: PortKeys = PortKeys()
     embedder: PortKeys = PortKeys()
     emotion_classifier: PortKeys = PortKeys()
+    experts: PortKeys = PortKeys(use="folders")
+    expert_scorer: PortKeys = PortKeys()
     sessions: PortKeys = PortKeys(use="postgres")
     feedback: PortKeys = PortKeys(use="postgres")
     database: DatabaseConfig = DatabaseConfig()
     sampling: SamplingKeys = SamplingKeys()
     prompt: PromptKeys = PromptKeys()
+    routing: RoutingKeys = RoutingKeys()
 
     @classmethod
     def settings_customise_sources(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from domain.errors import ZishuError
-from entrypoints.cli import db
+from entrypoints.cli import db, experts
 
 app = typer.Typer(
     name="zishu",
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="紫舒老师: a Chinese anime companion who lives on your own machine. Start with: zishu cli",
 )
 app.add_typer(db.app, name="db")
+app.add_typer(experts.app, name="experts")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
