@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from time import perf_counter
 
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from adapters.language_model.transformers.config import Config
 from adapters.language_model.transformers.lora_layers import Attached, LoraLayers, Model, Pairs
-from adapters.models.lora import SETTINGS, WEIGHTS, Abandoned, model_names, read_adapter
+from adapters.models.lora import Abandoned, model_names, read_adapter
+from adapters.models.plugged import Plugged, plugged_adapters
 from domain.errors import BackendUnavailable, BadConfiguration, ZishuError
 from domain.ports import Experts
 from domain.residency import Counts, MarkovPredictor, Move, Place, Residency, Weights
-from domain.routing import BASE, Expert
+from domain.routing import BASE
 
 # What is asked after every swap: a few tokens of any vocabulary, and as many of the logits that follow.
 _PROBE_TOKENS, _PROBE_LOGITS = 8, 64
@@ -28,24 +28,7 @@ _HALF_TOLERANCE = 3e-2
 
 def needs_unmerged(experts: Experts | None) -> bool:
     """Tell whether any expert brings an adapter: it replaces the persona's, which must not be merged in then."""
-    return experts is not None and any(expert.adapter for expert in experts.all())
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A plugged adapter as it lies on the disk now; whatever changes about it makes another source."""
-
-    expert: str
-    folder: Path
-    precision: str
-    trained_on: str
-    pinned: bool
-    files: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """What it is called among the places."""
-        return f"{self.expert} {self.folder} {self.precision} {self.files}"
+    return bool(plugged_adapters(experts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +45,7 @@ class _Read:
     pairs: Pairs
     seconds: float
 
-    def weights(self, source: _Source) -> Weights:
+    def weights(self, source: Plugged) -> Weights:
         """Return what the places have to know."""
         size = sum(half.size for halves in self.pairs.values() for half in halves)
         return Weights(source.name, size, self.seconds, source.pinned)
@@ -90,7 +73,7 @@ class ExpertAdapters:
         self._places = Residency(config.expert_slots, config.expert_megabytes * 10**6)
         self._ram: dict[str, _Read] = {}
         self._device: dict[str, tuple[_Read, Attached]] = {}
-        self._refused: dict[str, tuple[_Source, ZishuError]] = {}
+        self._refused: dict[str, tuple[Plugged, ZishuError]] = {}
         self._chain = MarkovPredictor()
         self._hint: Mapping[str, float] = {}
         self._urgent: str | None = None
@@ -137,7 +120,7 @@ class ExpertAdapters:
         Returns:
             The key of the weights that answer now, such as `culture@0123456789ab`, or `base`.
         """
-        sources = self._sources()
+        sources = plugged_adapters(self._experts)
         self._let_go(sources)
         source = sources.get(expert)
         if source is None or self._is_refused(source):
@@ -158,11 +141,7 @@ class ExpertAdapters:
 
     # What is plugged in
 
-    def _sources(self) -> Mapping[str, _Source]:
-        """Return the plugged adapters by expert."""
-        return {expert.name: _source(expert, expert.adapter) for expert in self._experts.all() if expert.adapter}
-
-    def _let_go(self, sources: Mapping[str, _Source]) -> None:
+    def _let_go(self, sources: Mapping[str, Plugged]) -> None:
         """Free what is not plugged in any more."""
         names = {source.name for source in sources.values()}
         with self._lock:
@@ -170,7 +149,7 @@ class ExpertAdapters:
                 self._forget(name)
             self._refused = {name: why for name, why in self._refused.items() if sources.get(name) == why[0]}
 
-    def _is_refused(self, source: _Source) -> bool:
+    def _is_refused(self, source: Plugged) -> bool:
         """Tell whether an adapter cannot be used until its files change; what may pass is tried again."""
         _, error = self._refused.get(source.expert, (None, None))
         return isinstance(error, BadConfiguration)
@@ -191,7 +170,7 @@ class ExpertAdapters:
             self._chain, self._answering = self._chain.after(self._answering, expert), expert
         return active[1] if active else BASE
 
-    def _shown(self, source: _Source) -> str:
+    def _shown(self, source: Plugged) -> str:
         """Make an adapter answer that is on the device."""
         read, attached = self._device[source.name]
         with self._lock:
@@ -199,7 +178,7 @@ class ExpertAdapters:
         self._layers.put(attached)
         return read.key
 
-    def _brought(self, source: _Source) -> str:
+    def _brought(self, source: Plugged) -> str:
         """Bring an adapter onto the device and make it answer, if it answers as it did when it first came.
 
         Raises:
@@ -256,7 +235,7 @@ class ExpertAdapters:
 
     # Reading
 
-    def _demanded(self, source: _Source) -> _Read:
+    def _demanded(self, source: Plugged) -> _Read:
         """Return an adapter from memory or from the disk, before anything that is read ahead."""
         self._urgent = source.name
         try:
@@ -264,12 +243,12 @@ class ExpertAdapters:
         finally:
             self._urgent = None
 
-    def _read_now(self, source: _Source) -> _Read:
+    def _read_now(self, source: Plugged) -> _Read:
         with self._lock:
             read = self._ram.get(source.name)
         return read or self._read(source, lambda: False)
 
-    def _read(self, source: _Source, stopped: Callable[[], bool]) -> _Read:
+    def _read(self, source: Plugged, stopped: Callable[[], bool]) -> _Read:
         began = perf_counter()
         adapter = read_adapter(source.folder, self._base, trained_on=source.trained_on, stopped=stopped)
         pairs = self._layers.kept(adapter, source.precision)
@@ -281,7 +260,7 @@ class ExpertAdapters:
         while foreseen := self._foreseen(hint := self._hint):
             source, likely = foreseen
 
-            def stopped(source: _Source = source, hint: Mapping[str, float] = hint) -> bool:
+            def stopped(source: Plugged = source, hint: Mapping[str, float] = hint) -> bool:
                 if self._urgent not in (None, source.name):
                     return True
                 newer = self._hint
@@ -302,11 +281,11 @@ class ExpertAdapters:
                 self._ram[source.name] = read
                 self._follow(moves)
 
-    def _foreseen(self, hint: Mapping[str, float]) -> tuple[_Source, Mapping[str, float]] | None:
+    def _foreseen(self, hint: Mapping[str, float]) -> tuple[Plugged, Mapping[str, float]] | None:
         """Return the likeliest adapter that has to be read, with how likely all of them are, by their names."""
         if not hint:
             return None
-        sources = self._sources()
+        sources = plugged_adapters(self._experts)
         mixed = self._chain.mixed(hint, self._answering)
         likely = {source.name: mixed.get(name, 0.0) for name, source in sources.items()}
         places = self._places  # a value: trying a decision out changes nothing
@@ -315,21 +294,12 @@ class ExpertAdapters:
             for source in sources.values()
             if likely[source.name] > 1 / len(mixed)
             and source.expert not in self._refused
-            and places.fetch(Weights(source.name, sum(source.files[:1]), 0.0), likely)[1]
+            and places.fetch(Weights(source.name, source.size, 0.0), likely)[1]
         ]
         return (max(wanted, key=lambda source: (likely[source.name], source.name)), likely) if wanted else None
 
 
-def _source(expert: Expert, folder: Path) -> _Source:
-    files: list[int] = []
-    for name in (WEIGHTS, SETTINGS):
-        with suppress(OSError):  # reading it will tell what is wrong
-            state = (folder / name).stat()
-            files += (state.st_size, state.st_mtime_ns)
-    return _Source(expert.name, folder, expert.precision, expert.base, expert.pinned, tuple(files))
-
-
-def _failed(source: _Source, error: RuntimeError) -> BackendUnavailable:
+def _failed(source: Plugged, error: RuntimeError) -> BackendUnavailable:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BackendUnavailable(
         f"The adapter in {source.folder} cannot be put on the device: {first_line}.",
