@@ -24,6 +24,8 @@ def tiktoken_tokenizer(path: Path, pattern: str) -> Tokenizer:
     try:
         lines = path.read_bytes().split(b"\n")
         ranks = {b64decode(token, validate=True): int(rank) for token, rank in (line.split() for line in lines if line)}
+        if absent := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(f"it lacks the byte {absent[0]}")
         merges = [_parts(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
     except (OSError, ValueError, NotBase64) as error:
         raise BadConfiguration(
