@@ -143,7 +143,7 @@ def main() -> None:
     with asyncio.Runner() as runner:
         runner.run(loaded.load())
         runner.run(gguf.load())
-        inner = loaded._load()
+        inner = loaded.engine.loaded
         replies = measured(
             {
                 f"`transformers`, ours, {str(inner.model.dtype).removeprefix('torch.')}": partial(ours, runner, loaded),

@@ -18,6 +18,7 @@ class Batch:
         self._cache = KeyValues()
         self.rows: list[Reply] = []
 
+    @torch.inference_mode()  # tensors made in this mode change in this mode only
     def join(self, reply: Reply) -> None:
         """Take in a reply whose prompt has been read."""
         if not reply.cache:
@@ -29,6 +30,7 @@ class Batch:
         self.rows.append(reply)
         reply.cache = None
 
+    @torch.inference_mode()
     def leave(self, reply: Reply) -> None:
         """Let go of a reply; the last row takes its place."""
         row = self.rows.index(reply)

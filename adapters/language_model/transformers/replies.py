@@ -71,9 +71,14 @@ class Reply:
         return self.request.sampling.seed is None
 
     @property
+    def said(self) -> list[int]:
+        """The tokens of the reply so far."""
+        return self.ids[self._prompt_tokens :]
+
+    @property
     def room(self) -> int:
         """How many more tokens may be said."""
-        return self._sampling.max_tokens - (len(self.ids) - self._prompt_tokens)
+        return self._sampling.max_tokens - len(self.said)
 
     @property
     def counts(self) -> PrefillCounts:
@@ -86,7 +91,7 @@ class Reply:
         Args:
             scores: Logits of the whole vocabulary, shape (vocabulary,).
         """
-        token = next_token(scores, self.ids[self._prompt_tokens :], self._sampling, self._random)
+        token = next_token(scores, self.said, self._sampling, self._random)
         if token in self._ends:
             return True
         self.ids.append(token)
@@ -98,7 +103,7 @@ class Reply:
         """Say what was held back, and be done."""
         if not (self._stops.reached or self._guard.looping):
             self._say(self._stops.flush())
-        self.request.done.set_result(None)
+        self.request.done.set_result(self.said)
 
     def _say(self, text: str) -> None:
         if piece := self._guard.feed(text):

@@ -17,7 +17,7 @@ class Request:
         expert: Who answers.
         sampling: How to draw.
         say: Takes a piece of the reply, on the engine's thread.
-        done: Ends with the reply, well or with what went wrong; cancelling it works until the reply begins.
+        done: Ends with the tokens that were said, or with what went wrong; cancelling it works until the reply begins.
         abandoned: Set when nobody listens any more.
     """
 
@@ -25,7 +25,7 @@ class Request:
     expert: str
     sampling: Sampling
     say: Callable[[str], None]
-    done: Future[None] = field(default_factory=Future)
+    done: Future[list[int]] = field(default_factory=Future)
     abandoned: Event = field(default_factory=Event)
 
     def abandon(self) -> None:

@@ -94,6 +94,11 @@ class Scheduler:
         self._steps_of_turn = 0
         self._weights_of: dict[str, str] = {}
 
+    @property
+    def replies(self) -> list[Reply]:
+        """The replies in the making."""
+        return [reply for lane in self._lanes for reply in lane.replies]
+
     def add(self, request: Request) -> None:
         """Queue a request."""
         self._waiting.append(request)
@@ -108,8 +113,9 @@ class Scheduler:
             if lane.batch.rows:
                 self._speak(lane)
         self._lanes = deque(lane for lane in self._lanes if lane.replies)
-        running = sum(len(lane.replies) for lane in self._lanes)
-        self.counts = replace(self.counts, running=running, waiting=len(self._waiting), cache_bytes=self._kept.size)
+        self.counts = replace(
+            self.counts, running=len(self.replies), waiting=len(self._waiting), cache_bytes=self._kept.size
+        )
         return bool(self._lanes or self._waiting)
 
     def fail(self, error: BaseException) -> None:
@@ -117,9 +123,8 @@ class Scheduler:
         for request in self._waiting:
             if request.done.running() or request.done.set_running_or_notify_cancel():
                 request.done.set_exception(error)
-        for lane in self._lanes:
-            for reply in lane.replies:
-                reply.request.done.set_exception(error)
+        for reply in self.replies:
+            reply.request.done.set_exception(error)
         self._waiting.clear()
         self._lanes.clear()
         self.counts = replace(self.counts, running=0, waiting=0)
@@ -128,7 +133,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give free places to those who wait, in their order."""
-        free = self._config.batch - sum(len(lane.replies) for lane in self._lanes)
+        free = self._config.batch - len(self.replies)
         while free > 0 and self._waiting:
             request = self._waiting[0]  # and only once it has its place, no more
             if request.done.set_running_or_notify_cancel():
@@ -303,7 +308,7 @@ class Scheduler:
             for reply in lane.replies:
                 if reply.request.abandoned.is_set():
                     self._leave(lane, reply)
-                    reply.request.done.set_result(None)
+                    reply.request.done.set_result(reply.said)
 
     def _leave(self, lane: _Lane, reply: Reply) -> None:
         """Free a reply's place and keep what was read for it: the next turn goes on from there."""
