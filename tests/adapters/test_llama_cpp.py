@@ -4,8 +4,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from adapters.models.formats import read_gguf
 from adapters.models.starter import ADAPTER, SHA256, assembled
 from domain.conversation import Message, Role
 from domain.errors import BackendUnavailable, BadConfiguration, BadInput
-from domain.prompt import Prompt, Sampling
+from domain.prompt import SCRIPT, Prompt, Sampling, as_text
+from domain.routing import Expert, KnowledgeKind
 from tests.gguf_files import CHAT_TEMPLATE, lora, tiny_llama
 
 pytestmark = pytest.mark.model
@@ -24,9 +26,25 @@ PROMPT = Prompt(user_name="同学", her_name="紫舒", persona="紫舒是一位�
 GREEDY = Sampling(temperature=0.0, max_tokens=16, seed=1)
 
 
+@dataclass
+class Plugged:
+    """Experts in a list: the port without folders."""
+
+    experts: dict[str, Expert] = field(default_factory=dict)
+
+    def all(self) -> tuple[Expert, ...]:
+        return tuple(self.experts.values())
+
+    def refused(self) -> Mapping[str, str]:
+        return {}
+
+    def plug(self, name: str, folder: Path | None, *, base: str = "") -> None:
+        self.experts[name] = Expert(name, name.upper(), name, KnowledgeKind.FACT, (0.3, 0.5), base=base, adapter=folder)
+
+
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[LlamaCpp]:
-    model = LlamaCpp(config)
+async def running(config: Config, experts: Plugged | None = None) -> AsyncIterator[LlamaCpp]:
+    model = LlamaCpp(config, experts)
     await model.load()
     try:
         yield model
@@ -53,8 +71,41 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
-async def said(model: LlamaCpp, prompt: Prompt = PROMPT, sampling: Sampling = GREEDY) -> str:
-    return "".join([piece async for piece in model.generate(prompt, expert="base", sampling=sampling)])
+@pytest.fixture
+def plugged(tiny: Path, tmp_path: Path) -> Plugged:
+    """Two experts with different adapters, and one that has none."""
+    experts, shapes = Plugged(), read_gguf(tiny).shapes
+    for name, scale in (("acgn", 0.3), ("logic", -0.3)):
+        experts.plug(name, lora(tmp_path / name, shapes, scale=scale))
+    experts.plug("style", None)
+    return experts
+
+
+async def said(model: LlamaCpp, prompt: Prompt = PROMPT, sampling: Sampling = GREEDY, expert: str = "base") -> str:
+    return "".join([piece async for piece in model.generate(prompt, expert=expert, sampling=sampling)])
+
+
+class Conversation:
+    """A talk that goes on, and how many tokens of each turn's prompt the engine had to read."""
+
+    def __init__(self, model: LlamaCpp, persona: str, expert: str = "base") -> None:
+        self.model, self.expert = model, expert
+        self.prompt, self.answer = Prompt("u", "h", persona, ""), ""
+        self.read: list[int] = []
+        self.grown: list[int] = []
+
+    async def turn(self, words: str) -> None:
+        before_it = len(as_text(self.prompt, SCRIPT).encode())
+        told = (Message(Role.USER, self.prompt.words), Message(Role.HER, self.answer)) if self.read else ()
+        self.prompt = replace(self.prompt, words=words, history=(*self.prompt.history, *told))
+        before = counted(self.model, "prompt_tokens_total")
+        self.answer = await said(self.model, self.prompt, Sampling(temperature=0.0, max_tokens=4), self.expert)
+        self.read.append(counted(self.model, "prompt_tokens_total") - before)
+        self.grown.append(len(as_text(self.prompt, SCRIPT).encode()) - before_it)
+
+    def only_reads_what_is_new(self) -> bool:
+        """Tell whether no turn but the first has read more than it added; tokens of the tiny model are bytes."""
+        return all(0 < read <= grown for read, grown in zip(self.read[1:], self.grown[1:], strict=True))
 
 
 def counted(model: LlamaCpp, what: str) -> int:
@@ -105,6 +156,28 @@ async def test_the_second_turn_reads_only_what_is_new(starter: LlamaCpp) -> None
         history = (*history, Message(Role.USER, words), Message(Role.HER, answer))
     assert new[0] > 400
     assert max(new[1:]) < 40
+
+
+async def test_twenty_turns_each_read_only_what_is_new(tiny: Path) -> None:
+    async with running(Config(model=str(tiny), threads=1)) as model:
+        talk = Conversation(model, "x" * 100)
+        for number in range(20):
+            await talk.turn(f"q{number}")
+    assert talk.read[0] > 100
+    assert talk.only_reads_what_is_new()
+
+
+@pytest.mark.parametrize("names", [("base", "base"), ("acgn", "base"), ("acgn", "logic")])
+async def test_two_interleaved_conversations_each_read_only_what_is_new(
+    tiny: Path, plugged: Plugged, names: tuple[str, str]
+) -> None:
+    experts = plugged if set(names) != {"base"} else None
+    async with running(Config(model=str(tiny), threads=1), experts) as model:
+        talks = [Conversation(model, letter * 100, name) for letter, name in zip("xy", names, strict=True)]
+        for number in range(8):
+            for talk in talks:
+                await talk.turn(f"q{number}")
+    assert all(talk.only_reads_what_is_new() for talk in talks)
 
 
 async def test_a_prompt_that_does_not_fit_is_refused_with_its_size(tiny: Path) -> None:
@@ -278,3 +351,111 @@ async def test_the_engine_prints_nothing_and_leaves_quietly(tiny: Path) -> None:
         subprocess.run, [sys.executable, "-c", program, tiny], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+async def test_each_request_says_which_adapter_answers(tiny: Path, plugged: Plugged, tmp_path: Path) -> None:
+    alone = {}
+    for name in ("acgn", "logic", ""):
+        async with running(Config(model=str(tiny), adapter=str(tmp_path / name) if name else "", threads=1)) as model:
+            alone[name] = await said(model)
+    assert len(set(alone.values())) == 3
+    async with running(Config(model=str(tiny), adapter="", threads=1), plugged) as model:
+        for expert in ("logic", "base", "acgn", "style", "acgn", "unheard-of", "logic"):
+            assert await said(model, expert=expert) == alone.get(expert, alone[""])
+        assert model.refused() == {}
+    async with running(Config(model=str(tiny), adapter=str(tmp_path / "logic"), threads=1), plugged) as model:
+        for expert in ("base", "acgn", "logic", "style"):  # an expert's adapter replaces the persona's
+            assert await said(model, expert=expert) == alone["acgn" if expert == "acgn" else "logic"]
+
+
+async def test_what_was_computed_for_one_adapter_never_serves_another(tiny: Path, plugged: Plugged) -> None:
+    prompts = [replace(PROMPT, persona=letter * 60) for letter in "xyz"]
+    draw, fresh = random.Random(5), replace(GREEDY, seed=None)
+    async with running(Config(model=str(tiny), threads=1), plugged) as model:
+        asked = [(prompt, expert) for prompt in prompts for expert in ("base", "acgn", "logic")]
+        expected = {(prompt, expert): await said(model, prompt, expert=expert) for prompt, expert in asked}
+        assert len(set(expected.values())) == len(asked)
+        for prompt, expert in draw.choices(asked, k=60):
+            assert await said(model, prompt, fresh, expert) == expected[prompt, expert]
+
+
+async def test_an_expert_that_is_plugged_in_answers_once_the_running_reply_has_ended(
+    tiny: Path, plugged: Plugged, tmp_path: Path
+) -> None:
+    late = plugged.experts.pop("logic")
+    async with running(Config(model=str(tiny), threads=1), plugged) as model:
+        base = await said(model)
+        endless = Sampling(temperature=2.0, repetition_penalty=1.0, max_tokens=300)
+        async with aclosing(model.generate(PROMPT, expert="acgn", sampling=endless)) as pieces:
+            await anext(pieces)
+            engine = model._ready()
+            plugged.experts["logic"] = late
+            newcomers = [asyncio.create_task(said(model, expert="logic")) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert not any(newcomer.done() for newcomer in newcomers)
+            assert model._ready() is engine
+            assert model.count_tokens("你好") > 0
+        (answer,) = set(await asyncio.gather(*newcomers))
+        assert answer != base
+        assert model._ready() is not engine
+        del plugged.experts["logic"]
+        assert await said(model, expert="logic") == base
+        made_again = model._ready()
+        assert await said(model, expert="acgn") != base
+        assert model._ready() is made_again
+
+
+async def test_a_broken_adapter_leaves_the_base_to_answer_and_says_why(
+    tiny: Path, plugged: Plugged, tmp_path: Path
+) -> None:
+    shapes = read_gguf(tiny).shapes
+    plugged.plug("wide", lora(tmp_path / "wide", {name: (2 * a, b) for name, (a, b) in _matrices(shapes)}))
+    plugged.plug("foreign", lora(tmp_path / "foreign", shapes), base="starter")
+    plugged.plug("absent", tmp_path / "absent")
+    async with running(Config(model=str(tiny), threads=1), plugged) as model:
+        base = await said(model)
+        assert await said(model, expert="acgn") != base
+        for name, reason in (("wide", "do not fit"), ("foreign", "model 'starter'"), ("absent", "no file")):
+            assert await said(model, expert=name) == base
+            assert reason in model.refused()[name]
+        assert model.refused().keys() == {"wide", "foreign", "absent"}
+
+
+def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, shape) for name, shape in shapes.items() if len(shape) == 2]
+
+
+async def test_an_adapter_that_the_engine_cannot_load_does_not_stop_the_others(
+    tiny: Path, plugged: Plugged, tmp_path: Path
+) -> None:
+    config = Config(model=str(tiny), threads=1, cache_dir=tmp_path / "cache")
+    async with running(config, Plugged({"logic": plugged.experts["logic"]})):
+        pass
+    (cached,) = (tmp_path / "cache" / "adapters").iterdir()
+    cached.write_bytes(cached.read_bytes()[:100])
+    async with running(config, plugged) as model:
+        assert await said(model, expert="acgn") != await said(model)
+        assert await said(model, expert="logic") == await said(model)
+        assert "cannot load" in model.refused()["logic"]
+        assert model.refused().keys() == {"logic"}
+
+
+async def test_of_two_hundred_the_surplus_is_turned_away_at_once(tiny: Path, plugged: Plugged) -> None:
+    async with running(Config(model=str(tiny), threads=1, waiting=20), plugged) as model:
+        turned_away: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def ask(number: int) -> str:
+            began = loop.time()
+            try:
+                return await said(model, sampling=replace(GREEDY, max_tokens=3), expert=("base", "acgn")[number % 2])
+            except BackendUnavailable as error:
+                assert "already wait" in error.problem
+                turned_away.append(loop.time() - began)
+                raise
+
+        results = await asyncio.gather(*map(ask, range(200)), return_exceptions=True)
+        assert sum(isinstance(result, str) for result in results) == 200 - len(turned_away)
+        assert 200 - len(turned_away) in range(21, 23)
+        assert await said(model)
+    assert max(turned_away) < 5

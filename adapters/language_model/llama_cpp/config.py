@@ -18,6 +18,8 @@ class Config(BaseModel):
         layout: `auto` is what the adapter was trained in, else the model's own chat template, else a script.
         cache_dir: Where the starter's weights and converted adapters are kept.
         waiting: Conversations that may wait for the model; one more is turned away.
+        batch: Conversations that decode side by side; each takes memory for `context_tokens`, and more than two gain a
+            CPU little.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,3 +31,4 @@ class Config(BaseModel):
     layout: Literal["auto", "chat", "script", "turns"] = "auto"
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("zishu"))
     waiting: Annotated[int, Field(ge=1)] = 8
+    batch: Annotated[int, Field(ge=1, le=16)] = 2

@@ -1,7 +1,8 @@
 """A loaded llama.cpp server inside this process, and what it is asked."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPException
 from typing import Any
@@ -18,17 +19,58 @@ from domain.prompt import Layout, Prompt, Sampling, as_messages, as_text
 _RESTART = "Start the program again."
 
 
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """The adapters that a server was started with.
+
+    Attributes:
+        persona: Whether the first of them, number 0, is the persona's.
+        experts: The numbers of those of experts, by name.
+        refused: The experts whose adapter it could not be started with, and why.
+    """
+
+    persona: bool = False
+    experts: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, expert: str) -> str:
+        """Return the name of the adapter that answers for an expert; "" is the base with the persona."""
+        return expert if expert in self.experts else ""
+
+    def chosen(self, adapter: str) -> list[dict[str, Any]] | None:
+        """Return the scale of every adapter for a request; None where there is nothing to choose."""
+        if not self.experts:
+            return None
+        on = self.experts.get(adapter, 0 if self.persona else None)
+        return [{"id": number, "scale": float(number == on)} for number in range(self.persona + len(self.experts))]
+
+
 class Server:
-    """A loaded model; its methods may be called from any thread."""
+    """A loaded model; its methods may be called from any thread.
+
+    Attributes:
+        context_tokens: What prompt and reply may take together.
+        adapters: What it was started with.
+        size: Bytes of its weights.
+    """
 
     def __init__(
-        self, engine: xllamacpp.Server, key: str, special: Collection[str], layout: Layout | None, context_tokens: int
+        self,
+        engine: xllamacpp.Server,
+        key: str,
+        special: Collection[str],
+        layout: Layout | None,
+        context_tokens: int,
+        adapters: Adapters,
+        size: int,
     ) -> None:
         self._engine = engine
         self._headers = {"Authorization": f"Bearer {key}"}
         self._special = special
         self._layout = layout
         self.context_tokens = context_tokens
+        self.adapters = adapters
+        self.size = size
         self.count_tokens = lru_cache(maxsize=4096)(self._count_tokens)
 
     def _count_tokens(self, text: str) -> int:
@@ -47,11 +89,28 @@ class Server:
         """Free the memory and the threads of the engine; nothing may run on it any more."""
         self._engine = None
 
-    def stream(self, prompt: Prompt, sampling: Sampling, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
+        *,
+        adapter: str = "",
+        slot: int = -1,
+    ) -> None:
         """Generate one reply on this thread, handing its pieces to `say` until it ends or `stop` says so.
 
         `stop` is asked after every token and after every 128 tokens of the prompt. Measured from a hang-up, the engine
         finishes the token in the making, and in one case out of ten the one after it.
+
+        Args:
+            prompt: What to continue.
+            sampling: How to draw.
+            say: Gets the pieces.
+            stop: Tells when nobody listens any more.
+            adapter: Whose adapter answers; "" is the base with the persona.
+            slot: Where to compute it; -1 lets the engine choose.
 
         Raises:
             BadInput: The prompt does not fit.
@@ -70,7 +129,9 @@ class Server:
                 say(text)
             return guard.looping
 
-        request = _request(sampling)
+        request = _request(sampling) | {"id_slot": slot}
+        if (chosen := self.adapters.chosen(adapter)) is not None:
+            request["lora"] = chosen
         prompt = defused(prompt, self._special)
         try:
             if self._layout is None:
