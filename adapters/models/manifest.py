@@ -52,6 +52,11 @@ def checksum(path: Path, done: Callable[[int], None] = lambda _: None) -> str:
     return digest.hexdigest()
 
 
+def file_size(path: Path) -> int:
+    """Return the bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the card, whole or not at all; it comes last, so that a folder with a card is complete."""
     write_whole(folder / NAME, json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
