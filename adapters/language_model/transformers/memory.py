@@ -18,6 +18,8 @@ _ROOM = 1.2
 _WHILE_LOADING = {"int8_weight_only": 2.0, "int8_dynamic": 5.0}
 # Forms in which embeddings and norms are of four bytes; elsewhere they are bf16.
 _WIDE = ("fp32", "int8_dynamic")
+# What a weight takes in Q8_0 (32 of a byte share a scale of two), and in f16, the widest of a GGUF of ours.
+_EIGHT_BITS = (34 / 32, 2.0)
 # Named from the smallest loss to the greatest, for whoever must choose another.
 _SMALLER = {"cuda": ("bf16", "int8", "nf4"), "cpu": ("bf16", "nf4")}
 
@@ -57,17 +59,30 @@ def needed_bytes(folder: Path, precision: str) -> float:
     Raises:
         BackendUnavailable: One of its files is not whole.
     """
+    plain = 4 if precision in _WIDE else 2
+    return _sum(folder, _WHILE_LOADING.get(precision, LINEAR_BYTES[precision]), plain) * _ROOM
+
+
+def disk_bytes(folder: Path, precision: str) -> float:
+    """Return what a folder's weights will take on the disk in a precision; for `gguf`, with eight bits a weight.
+
+    Raises:
+        BackendUnavailable: One of its files is not whole.
+    """
+    return _sum(folder, *_EIGHT_BITS) if precision == "gguf" else _sum(folder, LINEAR_BYTES[precision], 2)
+
+
+def _sum(folder: Path, linear: float, plain: float) -> float:
+    """Add up bytes, given what a weight of a linear layer takes and what any other."""
     total = 0.0
     for name, shape, stored, kind in _tensors(folder):
-        plain = 4 if precision in _WIDE else 2
-        linear = _WHILE_LOADING.get(precision, LINEAR_BYTES[precision])
         if not kind.startswith(("F", "BF")):
             total += stored
         elif len(shape) == 2 and "embed" not in name and "lm_head" not in name:
             total += prod(shape) * linear
         else:
             total += prod(shape) * plain
-    return total * _ROOM
+    return total
 
 
 def too_large(name: str, folder: Path, device: str, precision: str) -> BackendUnavailable:

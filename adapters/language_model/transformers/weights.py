@@ -71,7 +71,7 @@ def made(model: Model, precision: str) -> Model:
         with warnings.catch_warnings():
             # torch 2.13 still has it and says that 2.10 will not
             warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
-            warnings.filterwarnings("ignore", "torch.quantize_per_", DeprecationWarning)
+            warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
             return torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
                 model, {nn.Linear}, torch.qint8, inplace=True
             )
