@@ -57,11 +57,11 @@ class Admission:
         try:
             await one.turn
         except asyncio.CancelledError:
-            if one in self._queue:
+            if not one.turn.cancelled():  # let in and hung up at the same moment
+                self.leave()
+            elif one in self._queue:
                 self._queue.remove(one)
                 self._admit()
-            else:  # let in and hung up at the same moment
-                self.leave()
             raise
 
     def share(self, adapter: str) -> None:
