@@ -70,7 +70,7 @@ class Prompt:
     @property
     def system(self) -> str:
         """The part that a prefix cache keeps: persona and profile."""
-        return f"{self.persona}\n{defused(self.profile)}" if self.profile else self.persona
+        return defused(f"{self.persona}\n{self.profile}" if self.profile else self.persona)
 
 
 # An expert's tag as far as it gives itself away, in halfwidth and fullwidth letters.
@@ -141,7 +141,7 @@ def segments(prompt: Prompt, layout: Layout, reply: str | None = None) -> tuple[
         Role.HER: layout.her_open.format(her=prompt.her_name),
     }
     closes = {Role.USER: layout.user_close, Role.HER: layout.her_close}
-    laid: list[Segment] = [Segment(prompt.persona + "\n")]
+    laid: list[Segment] = [Segment(defused(prompt.persona) + "\n")]
 
     def say(role: Role, text: str, *, hers: bool = False) -> None:
         laid.append(Segment(opens[role]))
@@ -175,7 +175,8 @@ def as_messages(prompt: Prompt) -> list[tuple[str, str]]:
     """Return (role, content) pairs for a chat template: one system message, then user and assistant in turn."""
     messages = [("system", prompt.system)]
     for exchange in prompt.fixed:
-        messages.extend(("assistant" if place % 2 else "user", line) for place, line in enumerate(exchange.turns))
+        lines = map(defused, exchange.turns)
+        messages.extend(("assistant" if place % 2 else "user", line) for place, line in enumerate(lines))
     # templates refuse an answer without a question, which the window may have cut off
     history = dropwhile(lambda said: said.role is Role.HER, prompt.history)
     messages.extend(("assistant" if said.role is Role.HER else "user", defused(said.text)) for said in history)

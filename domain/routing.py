@@ -206,8 +206,8 @@ class Router:
             return False
         changes = any(name in known and known[name].speaks_itself for name in (in_charge, chosen))
         margin = self.stickiness if changes or not known else self.stickiness / 2
-        held = weighed[in_charge]
-        return held >= max(self.abstain_below - margin, self.abstain_below / 2) and weighed.get(chosen, 0.0) < held + margin
+        held, enough = weighed[in_charge], max(self.abstain_below - margin, self.abstain_below / 2)
+        return held >= enough and weighed.get(chosen, 0.0) < held + margin
 
 
 def _priority(name: str, known: Mapping[str, Expert]) -> int:

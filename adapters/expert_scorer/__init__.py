@@ -9,8 +9,8 @@ from unicodedata import normalize
 
 from domain.routing import BASE, Expert
 
-SMALL_TALK = Path(__file__).with_name("smalltalk.toml")
-ELSEWHERE = Path(__file__).with_name("elsewhere.toml")
+PACKAGED = Path(__file__).parent
+_BASE_FILES = (PACKAGED / "smalltalk.toml", PACKAGED / "elsewhere.toml")
 # Characters that are looked at: more than a question has, and the same that an embedder reads.
 _LONGEST = 512
 
@@ -28,7 +28,7 @@ def held_out(text: str) -> bool:
 @cache
 def base_examples() -> tuple[str, ...]:
     """Return what users say who need no expert: small talk, and questions that are nobody's subject here."""
-    files = (loads(path.read_text(encoding="utf-8")) for path in (SMALL_TALK, ELSEWHERE))
+    files = (loads(path.read_text(encoding="utf-8")) for path in _BASE_FILES)
     return tuple(text for file in files for text in file["examples"])
 
 

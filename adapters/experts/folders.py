@@ -322,7 +322,9 @@ def _checked(schema: type[Keys], path: Path) -> Keys:
 
 
 def _wrong(where: str, error: ValidationError, known: str) -> BadConfiguration:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a key that is misspelt says more than the one that is missing for it
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     what = f"The key {key!r} of {where}" if key else where
     return BadConfiguration(f"{what} is wrong: {first['msg']}.", f"Mend it; the keys are: {known}.")

@@ -13,6 +13,7 @@ from adapters.language_model import scripted
 from adapters.sessions import in_memory
 from application.converse import LONGEST_WORDS, Converse, PromptBudget
 from application.examples import Examples
+from application.experts import ChooseExpert
 from domain.conversation import ReplyState, Scope, Session, Turn
 from domain.errors import BackendUnavailable, BadInput, NotFound, StoreUnavailable
 from domain.events import (
@@ -80,7 +81,7 @@ class Breaking(Listening):
 class Room:
     """A conversation with in-process parts."""
 
-    def __init__(self, model: LanguageModel, **budget: int) -> None:
+    def __init__(self, model: LanguageModel, routing: ChooseExpert | None = None, **budget: int) -> None:
         self.now = NOON
         self.sessions = in_memory.build(in_memory.Config())
         self.converse = Converse(
@@ -93,6 +94,7 @@ class Room:
             budget=PromptBudget(**budget),
             clock=lambda: self.now,
             new_id=self._new_id,
+            routing=routing,
         )
         self._ids = 0
 

@@ -10,7 +10,7 @@ from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.data_folder import write_whole
-from adapters.expert_scorer import SMALL_TALK, lessons, readable
+from adapters.expert_scorer import PACKAGED, lessons, readable
 from adapters.expert_scorer.embedding.regression import (
     BUCKETS,
     PENALTY,
@@ -26,7 +26,6 @@ from adapters.models.vectors import CachedEmbedder
 from domain.ports import Embedder, ExpertScorer
 from domain.routing import BASE, Expert
 
-PACKAGED = SMALL_TALK.parent
 _BLOCK = 64
 
 
@@ -93,12 +92,12 @@ class EmbeddingScorer:
         return self._fitted
 
     async def _learn(self, experts: tuple[Expert, ...]) -> Fitted:
-        learnt = lessons(experts)
+        learnt = {name: texts for name, texts in lessons(experts).items() if texts}
         brought = {expert.name: file for expert in experts if (file := self._brought(expert)) is not None}
         key = await asyncio.to_thread(self._key, learnt, brought)
         if stored := await asyncio.to_thread(self._stored, key):
             return stored
-        rows = {name: await self._rows(texts) for name, texts in learnt.items() if texts}
+        rows = {name: await self._rows(texts) for name, texts in learnt.items()}
         size = rows[BASE].shape[1] - BUCKETS
 
         def finish() -> Fitted:

@@ -191,9 +191,9 @@ def fit(statistics: Mapping[str, Statistics], lessons: Mapping[str, Array], *, s
 def _penalties(variances: Array, size: int) -> Array:
     """Return the penalty of each feature: the strength of its block times what a text varies in that block."""
     blocks = (variances[:size], variances[size:])
-    return np.concatenate(
-        [np.full(len(block), strength * block.sum()) for block, strength in zip(blocks, PENALTY, strict=True)]
-    )
+    # a little for a block in which nothing varies
+    penalties = [strength * block.sum() + 1e-6 for block, strength in zip(blocks, PENALTY, strict=True)]
+    return np.repeat(penalties, [len(block) for block in blocks])
 
 
 def _sharpness(scores: Array, labels: NDArray[np.int_]) -> float:
