@@ -59,11 +59,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An adapter in a place: how often it was used, and the value under which the place will let it go."""
+    """An adapter in a place, the value under which the place will let it go, and whether it was used there yet."""
 
     weights: Weights
-    uses: int
     value: float
+    used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Residency:
     An adapter is in one place at a time. The device evicts to memory, and memory to the disk, whichever adapter has the
     lowest value by GreedyDual-Size-Frequency: L + uses * seconds / size, where L rises to the value of whatever was
     evicted last, so that what was popular long ago does not stay for ever. On the device, where every adapter takes one
-    slot, the size is 1. Source: Cherkasova 1998, HP Labs HPL-98-69R1.
+    slot, the size is 1. Uses are remembered after an eviction too. Source: Cherkasova 1998, HP Labs HPL-98-69R1.
 
     Attributes:
         slots: Adapters that the device holds at the same time, at least 1.
@@ -86,6 +86,7 @@ class Residency:
     counts: Counts = Counts()
     _device: tuple[_Held, ...] = ()
     _ram: tuple[_Held, ...] = ()
+    _uses: Mapping[str, int] = field(default_factory=dict)
     _device_age: float = 0.0
     _ram_age: float = 0.0
 
@@ -99,21 +100,27 @@ class Residency:
         """Return what lies on the device or in memory."""
         return frozenset(held.weights.name for held in (self._device if place is Place.DEVICE else self._ram))
 
-    def use(self, wanted: Weights) -> tuple["Residency", tuple[Move, ...]]:
+    def use(self, wanted: Weights, likely: Mapping[str, float] | None = None) -> tuple["Residency", tuple[Move, ...]]:
         """Bring an adapter onto the device to answer with; also return the moves that this takes, in their order.
 
         A hit moves nothing. Pinned adapters on the device are not evicted, and never take its last slot: where they
         would, the least valuable of them counts as an ordinary one.
+
+        Args:
+            wanted: The adapter.
+            likely: How likely each expert is the next one; those above chance are evicted last.
         """
+        uses = {**self._uses, wanted.name: self._uses.get(wanted.name, 0) + 1}
+        after, moves, counts = replace(self, _uses=uses), list[Move](), self.counts
         if self.where(wanted.name) is Place.DEVICE:
-            return self._hit(wanted), ()
-        known, counts, moves = _find(self._ram, wanted.name), self.counts, list[Move]()
-        found = replace(counts, warm=counts.warm + 1) if known else replace(counts, misses=counts.misses + 1)
-        after = replace(self, counts=found, _ram=_without(self._ram, wanted.name))
+            return after._hit(wanted), ()
+        warm = self.where(wanted.name) is Place.RAM
+        found = replace(counts, warm=counts.warm + 1) if warm else replace(counts, misses=counts.misses + 1)
+        after = replace(after, counts=found, _ram=_without(self._ram, wanted.name))
         if len(after._device) >= self.slots:
-            victim = _least(after._evictable())
+            victim = _least(after._evictable(likely or {}))
             after, moves = after._demoted(victim)
-        newcomer = _valued(wanted, known.uses + 1 if known else 1, after._device_age, 1)
+        newcomer = after._valued(wanted, after._device_age, 1)
         return replace(after, _device=(*after._device, newcomer)), (*moves, Move(wanted.name, Place.DEVICE))
 
     def fetch(self, wanted: Weights, likely: Mapping[str, float]) -> tuple["Residency", tuple[Move, ...]]:
@@ -140,25 +147,30 @@ class Residency:
             after, dropped = after._dropped(victims.pop(0))
             moves.append(dropped)
         counts = replace(after.counts, fetched=after.counts.fetched + 1)
-        newcomer = _valued(wanted, 0, after._ram_age, wanted.size)
+        newcomer = replace(after._valued(wanted, after._ram_age, wanted.size), used=False)
         return replace(after, _ram=(*after._ram, newcomer), counts=counts), (*moves, Move(wanted.name, Place.RAM))
 
     def forget(self, name: str) -> "Residency":
         """Return the places without an adapter that is gone or broken."""
         return replace(self, _device=_without(self._device, name), _ram=_without(self._ram, name))
 
+    def _valued(self, weights: Weights, age: float, size: int) -> _Held:
+        """Return an adapter with its value in a place; one that was never used is worth the use that is hoped for."""
+        uses = max(1, self._uses.get(weights.name, 0))
+        return _Held(weights, age + uses * weights.seconds / max(1, size))
+
     @property
     def _taken(self) -> int:
         return sum(held.weights.size for held in self._ram)
 
-    def _evictable(self) -> tuple[_Held, ...]:
-        ordinary = tuple(held for held in self._device if not held.weights.pinned)
-        return ordinary or self._device
+    def _evictable(self, likely: Mapping[str, float]) -> tuple[_Held, ...]:
+        ordinary = tuple(held for held in self._device if not held.weights.pinned) or self._device
+        unlikely = (held for held in ordinary if likely.get(held.weights.name, 0.0) <= 1 / len(likely or ordinary))
+        return tuple(unlikely) or ordinary
 
     def _hit(self, wanted: Weights) -> "Residency":
-        held = next(held for held in self._device if held.weights.name == wanted.name)
-        used = _valued(wanted, held.uses + 1, self._device_age, 1)
-        device = tuple(used if one is held else one for one in self._device)
+        used = self._valued(wanted, self._device_age, 1)
+        device = tuple(used if held.weights.name == wanted.name else held for held in self._device)
         return replace(self, _device=device, counts=replace(self.counts, hits=self.counts.hits + 1))
 
     def _demoted(self, victim: _Held) -> tuple["Residency", list[Move]]:
@@ -167,7 +179,7 @@ class Residency:
         after = replace(
             self, _device=_without(self._device, weights.name), _device_age=max(self._device_age, victim.value)
         )
-        entering = _valued(weights, victim.uses, self._ram_age, weights.size)
+        entering = self._valued(weights, self._ram_age, weights.size)
         while after._taken + weights.size > self.size:
             least = _least((*after._ram, entering))
             if least is entering:
@@ -180,7 +192,7 @@ class Residency:
         return replace(after, _ram=(*after._ram, entering)), [*moves, Move(weights.name, Place.RAM)]
 
     def _dropped(self, victim: _Held) -> tuple["Residency", Move]:
-        counts = replace(self.counts, wasted=self.counts.wasted + (victim.uses == 0))
+        counts = replace(self.counts, wasted=self.counts.wasted + (not victim.used))
         after = replace(
             self,
             counts=counts,
@@ -188,11 +200,6 @@ class Residency:
             _ram_age=max(self._ram_age, victim.value),
         )
         return after, Move(victim.weights.name, Place.DISK)
-
-
-def _valued(weights: Weights, uses: int, age: float, size: int) -> _Held:
-    """Return an adapter with its value in a place; what was read ahead is worth the one use that is hoped for."""
-    return _Held(weights, uses, age + max(1, uses) * weights.seconds / max(1, size))
 
 
 def _find(held: Iterable[_Held], name: str) -> _Held | None:

@@ -15,7 +15,7 @@ adapters = st.builds(
     st.floats(0.001, 5),
 )
 likelihoods = st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1))
-# What happens to an adapter: it is used, or read ahead with these likelihoods.
+# What happens to an adapter: it is read ahead with these likelihoods, or (None) used, whoever may be likely next.
 steps = st.lists(st.tuples(adapters, st.none() | likelihoods), max_size=40)
 places = st.builds(Residency, slots=st.integers(1, 4), size=st.integers(0, 120))
 
@@ -26,7 +26,7 @@ def sized(name: str, size: int = 10, seconds: float = 1.0, *, pinned: bool = Fal
 
 def done(state: Residency, step: tuple[Weights, Mapping[str, float] | None]) -> tuple[Residency, tuple[Move, ...]]:
     wanted, likely = step
-    return state.use(wanted) if likely is None else state.fetch(wanted, likely)
+    return state.use(wanted, {"acgn": 0.7, "style": 0.3}) if likely is None else state.fetch(wanted, likely)
 
 
 def used(state: Residency, *wanted: Weights) -> Residency:
@@ -118,6 +118,18 @@ def test_what_was_popular_long_ago_does_not_stay_for_ever() -> None:
     state = used(Residency(2, 0), *[sized("acgn")] * 5)
     state = used(state, *(sized(name) for name in ("logic", "style", "vision", "security", "culture") * 3))
     assert state.where("acgn") is Place.DISK
+
+
+def test_who_is_likely_next_is_evicted_last() -> None:
+    state = used(Residency(2, 0), sized("logic"), sized("style"))
+    assert state.use(sized("vision"))[0].names(Place.DEVICE) == {"style", "vision"}
+    likely = {"logic": 0.5, "style": 0.1, "vision": 0.4}
+    assert state.use(sized("vision"), likely)[0].names(Place.DEVICE) == {"logic", "vision"}
+    state = used(Residency(2, 0), sized("logic"), sized("style"))
+    assert state.use(sized("vision"), {"logic": 0.5, "style": 0.5, "vision": 0.0})[0].names(Place.DEVICE) == {
+        "style",
+        "vision",
+    }
 
 
 def test_an_evicted_adapter_waits_in_memory() -> None:

@@ -130,7 +130,7 @@ class ExpertAdapters:
         began = perf_counter()
         on_device = source.name in self._device
         try:
-            key = self._shown(source) if on_device else self._brought(source)
+            key = self._shown(source) if on_device else self._brought(source, self._next(sources, expert))
         except ZishuError as error:
             with self._lock:
                 self._refused[expert] = (source, error)
@@ -170,6 +170,11 @@ class ExpertAdapters:
             self._chain, self._answering = self._chain.after(self._answering, expert), expert
         return active[1] if active else BASE
 
+    def _next(self, sources: Mapping[str, Plugged], expert: str) -> Mapping[str, float]:
+        """Return how likely each adapter is wanted after an expert, by its name among the places."""
+        chances = self._chain.chances(expert, (BASE, *sources))
+        return {sources[name].name if name in sources else name: chance for name, chance in chances.items()}
+
     def _shown(self, source: Plugged) -> str:
         """Make an adapter answer that is on the device."""
         read, attached = self._device[source.name]
@@ -178,7 +183,7 @@ class ExpertAdapters:
         self._layers.put(attached)
         return read.key
 
-    def _brought(self, source: Plugged) -> str:
+    def _brought(self, source: Plugged, likely: Mapping[str, float]) -> str:
         """Bring an adapter onto the device and make it answer, if it answers as it did when it first came.
 
         Raises:
@@ -195,7 +200,7 @@ class ExpertAdapters:
                 raise _failed(source, error) from error
             with self._lock:
                 if faithful:
-                    self._places, moves = self._places.use(read.weights(source))
+                    self._places, moves = self._places.use(read.weights(source), likely)
                     self._device[source.name] = (read, attached)
                     self._follow(moves)
                     self._refused.pop(source.expert, None)
