@@ -1,23 +1,32 @@
-"""Where a model's files come from: the starter, a GGUF file, a folder or the hub. All end as a safetensors folder."""
+"""Where a model's files come from: the starter, a profile, a GGUF file, a folder, the hub. All end as safetensors."""
 
+import json
 import re
 from pathlib import Path
 
 from adapters.language_model.transformers.config import Config
+from adapters.models.convert import FOREIGN
 from adapters.models.dequantised import dequantised
+from adapters.models.download import download, original_folder, ready_folder
 from adapters.models.formats import read_gguf, refuse_pickle
+from adapters.models.hubs import ADDRESSES, Hub
+from adapters.models.manifest import is_complete
+from adapters.models.profiles import Profile, Shelf
 from adapters.models.starter import ADAPTER, assembled, starter_adapter
-from domain.errors import BackendUnavailable
+from domain.errors import BackendUnavailable, BadConfiguration
 
 STARTER = "starter"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"[\w-][\w.-]*")
 # What the hub is asked for: never a pickle, and no copies for other frameworks in subfolders.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 _UNWANTED = ["*/*", "consolidated*"]
 
 
 def weights_folder(config: Config) -> Path:
     """Return a folder with the model's safetensors and tokenizer, fetched or converted on the first call.
+
+    A name is that of a profile before it is that of a folder, which `./name` always means.
 
     Raises:
         BackendUnavailable: There is no such model, or it cannot be fetched or converted.
@@ -31,10 +40,15 @@ def weights_folder(config: Config) -> Path:
         state = path.stat()
         folder = config.cache_dir / "dequantised" / f"{path.stem}-{state.st_size}-{state.st_mtime_ns}"
         return dequantised(path, folder)
+    if _NAME.fullmatch(config.model):
+        if is_complete(folder := ready_folder(config.cache_dir, config.model)):
+            return _native(folder)
+        if profile := Shelf().find(config.model):
+            return _native(_of_profile(profile, config))
     if path.is_dir():
-        return _safe(path)
+        return _native(path)
     if _HUB_ID.fullmatch(config.model):
-        return _safe(_from_hub(config))
+        return _native(_from_hub(config))
     raise _unknown(config.model)
 
 
@@ -59,12 +73,51 @@ def adapter_folder(config: Config) -> tuple[Path | None, str | None]:
     return _safe(folder), card.layout if card else None
 
 
+def _of_profile(profile: Profile, config: Config) -> Path:
+    """Fetch a model that can be loaded as it is published; what needs conversion is the user's decision."""
+    name = profile.name
+    if is_complete(original_folder(config.cache_dir, name)):
+        raise BackendUnavailable(
+            f"The model {name} is here, but not converted yet.", f"Run: zishu models convert {name}"
+        )
+    if profile.converter:
+        raise BackendUnavailable(
+            f"The model {name} is not here, and must be converted before it can be loaded.",
+            f"Run: zishu models download {name}, then: zishu models convert {name}",
+        )
+    return download(profile, config.cache_dir, endpoint=config.hub)
+
+
+def _native(folder: Path) -> Path:
+    """Return the folder if it holds safetensors of a class that transformers has itself."""
+    try:
+        _safe(folder)
+    except BadConfiguration as error:
+        remedy = f"Turn it into safetensors, in an isolated process: zishu models convert {folder}"
+        raise BadConfiguration(error.problem, remedy) from error
+    kind = _model_type(folder)
+    if kind in FOREIGN:
+        raise BadConfiguration(
+            f"{folder} is a {kind}: {FOREIGN[kind]}.", f"Run: zishu models convert {folder}, and name what comes of it."
+        )
+    return folder
+
+
+def _model_type(folder: Path) -> str:
+    """Return what the configuration calls the model; nothing where it cannot be read, which loading will say."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _safe(folder: Path) -> Path:
     """Return the folder if it has safetensors; torch never sees pickled weights."""
     if any(folder.glob("*.safetensors")):
         return folder
     for file in sorted(folder.iterdir()):
-        refuse_pickle(file)
+        if file.is_file():
+            refuse_pickle(file)
     raise BackendUnavailable(
         f"{folder} has no .safetensors file.", "Choose a model whose weights are safetensors, or a .gguf file."
     )
@@ -79,6 +132,7 @@ def _from_hub(config: Config) -> Path:
         folder = snapshot_download(
             config.model,
             endpoint=config.hub,
+            token=None if config.hub == ADDRESSES[Hub.HUGGINGFACE] else False,  # a mirror does not get the user's
             cache_dir=config.cache_dir / "hub",
             allow_patterns=_WANTED,
             ignore_patterns=_UNWANTED,
@@ -107,5 +161,6 @@ def _from_hub(config: Config) -> Path:
 def _unknown(model: str) -> BackendUnavailable:
     return BackendUnavailable(
         f"There is no model at {model}.",
-        "Set [language_model.transformers] model to a folder, a .gguf file, a hub id or 'starter'.",
+        "Set [language_model.transformers] model to a folder, a .gguf file, a hub id, or a name that "
+        "zishu models list shows.",
     )

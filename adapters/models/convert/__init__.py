@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 Keys = dict[str, Any]
 # Which module converts which `model_type`; every other type only leaves its pickle.
 _MODULES = {"chatglm": "chatglm3", "qwen": "qwen1", "baichuan": "baichuan2", "llava": "llava"}
+_OLD = "transformers runs it only with code of its makers, which is never run here"
+# Why such a model cannot be loaded as it is.
+FOREIGN = {
+    "chatglm": _OLD,
+    "qwen": _OLD,
+    "baichuan": _OLD,
+    "llava": "it sees pictures, which conversations cannot hold yet; its language model can talk without its eyes",
+}
 
 
 class Converter(Protocol):
