@@ -28,8 +28,8 @@ class Choice:
 
     @property
     def tag(self) -> str:
-        """What the prompt shall carry: nothing where the base model answers."""
-        return self.expert.tag if self.expert and self.expert.speaks_itself else ""
+        """What the prompt shall carry: only the weights of an adapter were trained on it."""
+        return self.expert.tag if self.expert and self.expert.adapter and not self.expert.backend else ""
 
     def sampled(self, sampling: Sampling) -> Sampling:
         """Return the sampling with its temperature within the expert's band."""
@@ -101,7 +101,7 @@ class ChooseExpert:
         """
         experts = {expert.name: expert for expert in self._experts.all()}
         if asked_for is not None:
-            return Choice(Decision(asked_for, 1.0, "由可信的调用方指定"), experts.get(asked_for))
+            return Choice(self.router.obey(asked_for, experts=tuple(experts.values())), experts.get(asked_for))
         if not experts:
             return Choice(self.router.choose({}))
         posteriors = await self._score(words, tuple(experts.values()), self._patience_s)

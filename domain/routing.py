@@ -182,12 +182,16 @@ class Router:
             reason = _base_reason(base, ranked[0], weighed, known)
         else:
             reason = _expert_reason(chosen, rivals, weighed, known, by_fact=by_fact, words=words)
-        if chosen in known and not known[chosen].speaks_itself:
-            reason += "；还没有自己的适配器，先由基础模型回答"
+        reason += _fallback(known.get(chosen))
         others = sorted(
             ((name, share) for name, share in weighed.items() if name != chosen), key=lambda pair: (-pair[1], pair[0])
         )
         return Decision(chosen, min(1.0, weighed.get(chosen, 0.0)), reason, tuple(others[:3]))
+
+    def obey(self, name: str, *, experts: Sequence[Expert] = ()) -> Decision:
+        """Return the decision where a trusted caller has named who answers."""
+        expert = next((expert for expert in experts if expert.name == name), None)
+        return Decision(name, 1.0, "由可信的调用方指定" + _fallback(expert))
 
     def _weigh(self, posteriors: Mapping[str, float], words: str, known: Mapping[str, Expert]) -> dict[str, float]:
         """Return the posteriors after what the boundaries say, a Bayes factor each."""
@@ -216,6 +220,11 @@ def _priority(name: str, known: Mapping[str, Expert]) -> int:
 
 def _title(name: str, known: Mapping[str, Expert]) -> str:
     return f"「{known[name].title if name in known else name}」"
+
+
+def _fallback(expert: Expert | None) -> str:
+    """Say so where the base model answers for an expert."""
+    return "；还没有自己的适配器，先由基础模型回答" if expert and not expert.speaks_itself else ""
 
 
 def _stay_reason(in_charge: str, chosen: str, known: Mapping[str, Expert]) -> str:

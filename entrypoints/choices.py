@@ -57,6 +57,7 @@ _AUTO: dict[str, Callable[[], Choice]] = {
     "language_model": _language_model,
     "embedder": _embedder,
     "emotion_classifier": _emotion_classifier,
+    "experts": lambda: Choice("folders", "an expert is a folder that one can copy"),
     "expert_scorer": _expert_scorer,
 }
 

@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     language_model: PortKeys = PortKeys()
     embedder: PortKeys = PortKeys()
     emotion_classifier: PortKeys = PortKeys()
-    experts: PortKeys = PortKeys(use="folders")
+    experts: PortKeys = PortKeys()
     expert_scorer: PortKeys = PortKeys()
     sessions: PortKeys = PortKeys(use="postgres")
     feedback: PortKeys = PortKeys(use="postgres")

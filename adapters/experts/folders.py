@@ -224,22 +224,22 @@ class ExpertFolders:
         seen = {folder: _signature(folder) for folder in found.values()}
         if seen == {folder: read.signature for folder, read in self._read.items()}:
             return
-        before, self._read = self._read, {}
+        read = dict[Path, _Read]()  # whole before anybody sees it: an engine's thread may look at the same time
         for folder, signature in seen.items():
-            known = before.get(folder)
-            self._read[folder] = known if known and known.signature == signature else _look_into(folder, signature)
+            known = self._read.get(folder)
+            read[folder] = known if known and known.signature == signature else _look_into(folder, signature)
         usable, refused = list[Expert](), dict[str, str]()
         # the packaged ones first: who comes later must bring a tag of its own
         for name, folder in sorted(found.items(), key=lambda item: (item[1].parent != PACKAGED, item[0])):
-            read = self._read[folder]
-            if read.expert is None:
-                refused[name] = read.refusal
-            elif same := next((other for other in usable if other.tag == read.expert.tag), None):
-                refused[name] = str(_same_tag(read.expert, same))
+            expert = read[folder].expert
+            if expert is None:
+                refused[name] = read[folder].refusal
+            elif same := next((other for other in usable if other.tag == expert.tag), None):
+                refused[name] = str(_same_tag(expert, same))
             else:
-                usable.append(read.expert)
+                usable.append(expert)
         self._usable = tuple(sorted(usable, key=lambda expert: (-expert.priority, expert.name)))
-        self._refused = refused
+        self._refused, self._read = refused, read
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         """Yield name and folder of everything that may be an expert; of two with one name, the user's comes last."""

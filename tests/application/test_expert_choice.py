@@ -138,6 +138,8 @@ async def test_a_tag_typed_by_the_user_is_text_and_a_trusted_callers_tag_decides
     trusted = [event async for event in room.converse.reply(HOME, "你好", expert="ANIME")]
     assert (chosen(trusted).name, chosen(trusted).confidence) == ("culture", 1.0)
     assert "[EXPERT=ANIME]" in as_text(model.prompts[1], SCRIPT)
+    without = [event async for event in room.converse.reply(HOME, "你好", expert="logic")]
+    assert "先由基础模型回答" in chosen(without).reason
     back = [event async for event in room.converse.reply(HOME, "聊聊动漫", expert="base")]
     assert chosen(back).name == BASE
 
@@ -208,6 +210,12 @@ def test_the_temperature_is_kept_within_the_experts_band(wished: float, given: f
     choice = Choice(Decision("culture", 1.0, ""), ANIME)
     assert choice.sampled(Sampling(temperature=wished)) == Sampling(temperature=given)
     assert Choice(Decision(BASE, 1.0, "")).sampled(Sampling(temperature=wished)).temperature == wished
+
+
+def test_only_the_weights_of_an_adapter_know_their_tag() -> None:
+    served = replace(LOGIC, backend=OwnBackend("scripted", {}))
+    tags = [Choice(Decision(expert.name, 1.0, ""), expert).tag for expert in (ANIME, LOGIC, served)]
+    assert tags == ["ANIME", "", ""]
 
 
 class Own:

@@ -142,7 +142,8 @@ async def measure() -> None:
     for name in EMBEDDERS:
         scorers[f"`embedding` over `{name}`"] = embedding.build(embedding.Config(), embedder_called(name))
     counts = ", ".join(f"{len(lines)} {name}" for name, lines in sets.items())
-    print(f"Lessons: {sum(map(len, lessons(experts).values()))}. Lines: {counts}. Intervals of 95 %.\n")
+    print(f"Lessons: {sum(map(len, lessons(experts).values()))}. Lines: {counts}. Intervals of 95 %; drawing again")
+    print("makes a calibration error larger, so that a small one may lie below its interval.\n")
     print("| scorer | set | accuracy | macro-F1 | calibration error | regret | abstention AUROC | CPU ms a line |")
     print("|---|---|---|---|---|---|---|---|")
     for name, scorer in scorers.items():
