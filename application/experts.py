@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from domain.errors import BadInput
 from domain.ports import Experts, ExpertScorer, LanguageModel
 from domain.prompt import Prompt, Sampling
-from domain.residency import MarkovPredictor
 from domain.routing import BASE, Decision, Expert, OwnBackend, Router
 
 
@@ -19,7 +18,8 @@ class Choice:
     Attributes:
         decision: The router's word, for the user.
         expert: Who was chosen; None for the base.
-        likely: Who may answer next, with probabilities; empty where nobody was weighed.
+        likely: The scorer's posteriors, a hint for a model that fetches adapters ahead (it knows itself who followed
+            whom until now); empty where nobody was scored.
     """
 
     decision: Decision
@@ -77,7 +77,6 @@ class ChooseExpert:
         self._scorer = scorer or _Nobody()
         self.router = router or Router()
         self._patience_s = patience_s
-        self._predictor = MarkovPredictor()
 
     def named(self, tag: str) -> str:
         """Return the name of the expert that a trusted caller asks for by tag or by name.
@@ -108,8 +107,7 @@ class ChooseExpert:
         if isinstance(posteriors, str):
             return Choice(Decision(BASE, 1.0, posteriors))
         decision = self.router.choose(posteriors, in_charge=in_charge, words=words, experts=tuple(experts.values()))
-        self._predictor = self._predictor.after(in_charge, decision.expert)
-        return Choice(decision, experts.get(decision.expert), self._predictor.mixed(posteriors, decision.expert))
+        return Choice(decision, experts.get(decision.expert), posteriors)
 
     async def warm_up(self, *, patience_s: float = 30.0) -> None:
         """Let the scorer learn what it must before the first turn; if it fails, that turn will say so."""

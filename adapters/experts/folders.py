@@ -23,6 +23,7 @@ from domain.routing import BASE, Boundaries, Expert, KnowledgeKind, OwnBackend
 
 PACKAGED = Path(__file__).parent
 CARD, ROUTING, ADAPTER = "expert.toml", "routing.toml", "adapter"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # `care` answers words of self-harm, and is no expert.
 _RESERVED = {BASE, "care"}
@@ -75,7 +76,7 @@ class ExpertKeys(_Keys):
     tag: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
     kind: KnowledgeKind
     temperature: tuple[Warmth, Warmth] | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     pinned: bool = False
     base: Annotated[str, Field(max_length=200)] = ""
@@ -288,9 +289,10 @@ def _expert(folder: Path) -> Expert:
 
 def _check_adapter(folder: Path) -> None:
     """Refuse an adapter that is not whole; what its weights hold is checked when they are loaded."""
-    if not (folder / "adapter_config.json").is_file() or not any(folder.glob("*.safetensors")):
+    lacking = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
+    if lacking:
         raise BadConfiguration(
-            f"The adapter {folder} lacks adapter_config.json or its weights in safetensors.",
+            f"The adapter {folder} lacks {' and '.join(lacking)}.",
             "Copy the whole folder that peft has written, or take adapter/ away.",
         )
 

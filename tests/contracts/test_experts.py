@@ -120,7 +120,7 @@ title = "看图"
 tag = "EYES_2"
 kind = "core"
 temperature = [0.2, 0.9]
-precision = "nf4"
+precision = "int8"
 priority = -3
 pinned = true
 base = "starter"
@@ -134,7 +134,7 @@ against = ["歌"]
 """
     folder = folder_with(own, "eyes", card)
     eyes = next(expert for expert in shelf.all() if expert.name == "eyes")
-    assert (eyes.tag, eyes.kind, eyes.temperature, eyes.precision) == ("EYES_2", KnowledgeKind.CORE, (0.2, 0.9), "nf4")
+    assert (eyes.tag, eyes.kind, eyes.temperature, eyes.precision) == ("EYES_2", KnowledgeKind.CORE, (0.2, 0.9), "int8")
     assert (eyes.priority, eyes.pinned, eyes.base, eyes.folder) == (-3, True, "starter", folder)
     assert eyes.backend == OwnBackend("openai_compatible", {"base_url": "http://127.0.0.1:9/v1", "model": "llava"})
     assert eyes.boundaries.found("图里的歌") == ("图", "歌")
