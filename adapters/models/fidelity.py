@@ -19,6 +19,8 @@ Model = Any
 Tokenizer = Any
 
 _TEXT = Path(__file__).with_name("calibration.txt")
+# What `quantise` leaves beside the weights that it writes.
+REPORT = "quantised.json"
 # Longer lines are cut: the logits of one line and a vocabulary of 262,144 take a megabyte a token.
 _LONGEST = 256
 # Of each file of weights this many blocks are hashed; two sets of trained weights differ in all of them.
@@ -110,6 +112,14 @@ def recall(cache_dir: Path, weights: str, precision: str) -> Fidelity | None:
         keys = json.loads(_file(cache_dir, weights, precision).read_text(encoding="utf-8"))
         return Fidelity(**keys)
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def recorded(folder: Path) -> Fidelity | None:
+    """Return what was measured when a folder was quantised, or None where nobody did."""
+    try:
+        return Fidelity(**json.loads((folder / REPORT).read_text(encoding="utf-8"))["fidelity"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

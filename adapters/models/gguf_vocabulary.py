@@ -57,7 +57,7 @@ def _tokens(keys: Mapping[str, Any], rows: int) -> tuple[list[str], list[TokenTy
         tokens[place] = piece
         is_byte = bool(keys["model"].get("byte_fallback")) and len(piece) == 6 and piece.startswith("<0x")
         kinds[place] = TokenType.BYTE if is_byte else TokenType.NORMAL
-    for added in keys["added_tokens"]:
+    for added in (added for added in keys["added_tokens"] if added["id"] < rows):
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     if unknown in tokens:

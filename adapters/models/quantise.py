@@ -29,7 +29,6 @@ To = Literal["nf4", "int8", "gptq", "awq", "gguf"]
 # Says which step is done: what it is, how much of it, and of how much.
 Progress = Callable[[str, int, int], None]
 
-_REPORT = "quantised.json"
 # Columns of a row that share a scale in GPTQ and AWQ, where the width allows.
 _GROUPS = (128, 64, 32)
 
@@ -93,16 +92,6 @@ def quantise(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def read_report(folder: Path) -> QuantisedReport | None:
-    """Return the report of a folder that `quantise` wrote, or None."""
-    try:
-        keys = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-        measured = keys.pop("fidelity")
-        return QuantisedReport(**keys, fidelity=Fidelity(**measured) if measured else None)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
 def _check(source: Path, target: Path, to: To) -> None:
     """Refuse before anything is read or written."""
     if to not in get_args(To):
@@ -142,7 +131,7 @@ def _as_folder(source: Path, target: Path, unfinished: Path, to: To, report: Pro
     report("quantise", 1, 1)
     measured = _measured(source, partial(measure, source.name, unfinished, _device(), to, reference=source), report)
     written = _report(source, target, unfinished, to, measured)
-    write_whole(unfinished / _REPORT, _as_json(written))
+    write_whole(unfinished / fidelity.REPORT, _as_json(written))
     unfinished.rename(target)
     flush_folder(target.parent)
     return written

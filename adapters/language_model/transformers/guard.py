@@ -45,7 +45,9 @@ def decide(config: Config, folder: Path, device: str) -> PrecisionReport:
     if refused := refusal(config.precision, device, stored, installed):
         raise refused
     if stored:
-        return PrecisionReport(stored, "the checkpoint is written in it")
+        cost = fidelity.recorded(folder)
+        reason = "the checkpoint is written in it"
+        return PrecisionReport(stored, reason, cost.kl, cost.top1) if cost else PrecisionReport(stored, reason)
     drift = partial(known_drift, config, folder, device)
     if config.precision != "auto":
         return _obeyed(config.precision, drift)
