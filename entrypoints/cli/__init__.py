@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from domain.errors import ZishuError
-from entrypoints.cli import db, experts
+from entrypoints.cli import db, experts, models
 
 app = typer.Typer(
     name="zishu",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(db.app, name="db")
 app.add_typer(experts.app, name="experts")
+app.add_typer(models.app, name="models")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

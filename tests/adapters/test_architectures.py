@@ -1,13 +1,8 @@
 """Every architecture that a profile names is loaded and spoken with; a profile's name is enough to find its model."""
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -24,7 +19,8 @@ from domain.errors import BackendUnavailable, BadConfiguration
 from domain.prompt import Prompt, Sampling
 from tests import architectures
 from tests.architectures import ARCHITECTURES
-from tests.local_server import respond, serving
+from tests.hub import hub_of
+from tests.local_server import serving
 from tests.teachers import TEACHERS, pickle_only, published
 
 pytestmark = pytest.mark.model
@@ -125,36 +121,19 @@ def test_a_name_that_nothing_has_is_named_with_the_list(tmp_path: Path):
     assert "zishu models list" in caught.value.remedy
 
 
-def hub_of(folder: Path) -> Callable[[BaseHTTPRequestHandler], None]:
-    """Serve a folder as Hugging Face would."""
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        path = unquote(urlsplit(handler.path).path)
-        if "/resolve/" in path:
-            body = (folder / path.rsplit("/", 1)[1]).read_bytes()
-            respond(handler, 200, body, {"ETag": hashlib.sha256(body).hexdigest(), "X-Repo-Commit": "0" * 40})
-            return
-        files = [
-            {"type": "file", "path": each.name, "size": each.stat().st_size, "oid": "",
-             "lfs": {"oid": checksum(each), "size": each.stat().st_size, "pointerSize": 1}}
-            for each in folder.iterdir()
-        ]  # fmt: skip
-        reply = files if "/tree/" in path else {"id": "Qwen/Qwen3-0.6B", "sha": "0" * 40, "siblings": []}
-        respond(handler, 200, json.dumps(reply).encode(), {"Content-Type": "application/json"})
-
-    return answer
-
-
 async def test_a_native_profile_is_fetched_from_the_hub_of_the_settings_and_then_talks_without_it(tmp_path: Path):
     folder = architectures.checkpoint("qwen3", tmp_path / "published")
-    with serving(hub_of(folder)) as server:
+    with serving(hub_of(folder, "Qwen/Qwen3-0.6B")) as server:
         assert found("qwen3-0.6b", tmp_path, hub=server.url) == ready_folder(tmp_path, "qwen3-0.6b")
     assert await said("qwen3-0.6b", tmp_path)
 
 
 def test_a_hub_with_pickles_only_is_told_apart_and_nothing_is_fetched(tmp_path: Path):
     folder = pickle_only(architectures.checkpoint("qwen3", tmp_path / "published"))
-    with serving(hub_of(folder)) as server, pytest.raises(BadConfiguration, match="only as pickles") as caught:
+    with (
+        serving(hub_of(folder, "Qwen/Qwen3-0.6B")) as server,
+        pytest.raises(BadConfiguration, match="only as pickles") as caught,
+    ):
         found("qwen3-0.6b", tmp_path, hub=server.url)
     assert "zishu models download qwen3-0.6b --pickles" in caught.value.remedy
 
