@@ -3,17 +3,19 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import shutil
 import struct
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -21,8 +23,10 @@ from adapters.language_model import transformers as backend
 from adapters.language_model.transformers import Config, TransformersModel
 from adapters.language_model.transformers.decoding import PREFILL_TOKENS, reply_tokens
 from adapters.language_model.transformers.loading import load
+from domain.conversation import Message, Role
 from domain.errors import BackendUnavailable, BadConfiguration, BadInput, ZishuError
 from domain.prompt import Prompt, Sampling
+from domain.routing import Expert, KnowledgeKind
 from tests import checkpoints
 from tests.gguf_files import tiny_llama
 from tests.local_server import respond, serving
@@ -38,8 +42,10 @@ def config(folder: Path, **keys: object) -> Config:
     return Config(model=str(folder), precision="fp32", device="cpu", threads=1, **keys)
 
 
-async def said(model: TransformersModel, prompt: Prompt = PROMPT, sampling: Sampling = GREEDY) -> str:
-    return "".join([piece async for piece in model.generate(prompt, expert="base", sampling=sampling)])
+async def said(
+    model: TransformersModel, prompt: Prompt = PROMPT, sampling: Sampling = GREEDY, expert: str = "base"
+) -> str:
+    return "".join([piece async for piece in model.generate(prompt, expert=expert, sampling=sampling)])
 
 
 @pytest.fixture(scope="session")
@@ -126,13 +132,64 @@ async def test_hanging_up_while_a_long_prompt_is_read_stops_after_the_chunk(mode
     assert chunks == 1
 
 
-async def test_a_hundred_hang_ups_leave_nothing_behind(model: TransformersModel):
-    threads = threading.active_count()
-    for _ in range(100):
-        async with aclosing(model.generate(PROMPT, expert="base", sampling=GREEDY)) as pieces:
-            await anext(pieces)
-    assert threading.active_count() == threads
-    assert len(await said(model)) > 0
+async def test_a_thousand_hang_ups_at_any_moment_leave_nothing_behind(llama: Path):
+    """A thousand where all is tried; fewer otherwise."""
+    model = backend.build(config(llama, batch=4, waiting=4, cache_megabytes=1))
+    await model.load()
+    first = await said(model)
+    threads, tasks, chance = threading.active_count(), len(asyncio.all_tasks()), random.Random(1)
+    endless = Sampling(temperature=2, repetition_penalty=1, max_tokens=1500)
+    for _ in range(settings.default.max_examples // 5):
+        prompts = [replace(PROMPT, words="你好，老师！" * chance.randint(1, 60)) for _ in range(5)]
+        listeners = [asyncio.ensure_future(said(model, asked, endless)) for asked in prompts]
+        for listener in listeners:
+            await asyncio.sleep(chance.uniform(0, 0.02))
+            listener.cancel()
+        await asyncio.wait(listeners)
+    assert await said(model) == first
+    assert threading.active_count() <= threads
+    assert len(asyncio.all_tasks()) == tasks
+    counts = model.engine.counts
+    assert counts.running == counts.waiting == 0
+    assert counts.cache_bytes <= 1024**2
+    free = await asyncio.gather(*(said(model) for _ in range(8)))  # all places are free again
+    assert free == [first] * 8
+    await model.close()
+
+
+async def test_of_two_hundred_requests_those_over_the_limit_are_turned_away_and_nothing_hangs(llama: Path):
+    model = backend.build(config(llama, batch=4, waiting=6))
+    await model.load()
+    alone = await said(model)
+    ended = await asyncio.gather(*(said(model) for _ in range(200)), return_exceptions=True)
+    refused = [end for end in ended if isinstance(end, BackendUnavailable)]
+    assert [end for end in ended if not isinstance(end, BackendUnavailable)] == [alone] * (200 - len(refused))
+    assert 100 < len(refused) <= 190
+    assert "waiting" in refused[0].remedy
+    assert await said(model) == alone
+    await model.close()
+
+
+async def test_what_nobody_foresaw_ends_the_replies_and_the_engine_goes_on(model: TransformersModel):
+    def fail(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    alone = await said(model)
+    hook = model.engine.loaded.model.register_forward_pre_hook(fail)
+    ended = await asyncio.gather(*(said(model) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(end, KeyError) for end in ended)
+    hook.remove()
+    assert await said(model) == alone
+
+
+async def test_a_second_turn_goes_on_from_the_first(model: TransformersModel):
+    assert model.engine.counts.cache_bytes == 0
+    first = await said(model)
+    history = (Message(Role.USER, PROMPT.words), Message(Role.HER, first))
+    await said(model, replace(PROMPT, words="真的吗？", history=history))
+    counts = model.engine.counts
+    assert (counts.prompts, counts.hits) == (2, 1)
+    assert counts.cache_bytes > 0
 
 
 async def test_conversations_wait_for_the_model_and_one_too_many_is_turned_away(llama: Path):
@@ -201,10 +258,10 @@ async def test_the_context_is_never_larger_than_what_the_model_was_made_for(llam
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def adapter(base: Path, folder: Path, *, safe: bool = True) -> Path:
+def adapter(base: Path, folder: Path, *, safe: bool = True, seed: int = 1) -> Path:
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
@@ -232,6 +289,63 @@ async def test_an_adapter_changes_what_she_says_as_peft_itself_would(llama: Path
     assert ours == plain[0, len(prompt) :].tolist()
     bare = load(config(llama))
     assert ours != list(reply_tokens(bare.model, prompt, GREEDY, ends=frozenset(), stopped=lambda: False))
+
+
+@dataclass
+class Plugged:
+    """Experts in a list: the port without folders."""
+
+    folders: dict[str, Path | None]
+
+    def all(self) -> tuple[Expert, ...]:
+        kind = KnowledgeKind.FACT
+        return tuple(Expert(name, name.upper(), name, kind, (0, 1), adapter=at) for name, at in self.folders.items())
+
+    def refused(self) -> Mapping[str, str]:
+        return {}
+
+
+@peft_warns
+async def test_an_expert_answers_with_his_adapter_and_one_who_has_none_as_the_base(llama: Path, tmp_path: Path):
+    folder = adapter(llama, tmp_path / "culture")
+    bare, merged = backend.build(config(llama)), backend.build(config(llama, adapter=str(folder)))
+    experts = Plugged({"culture": folder, "logic": None})
+    model = backend.build(config(llama), experts)
+    model.anticipate({"culture": 1.0})
+    await model.load()
+    model.anticipate({"culture": 1.0})
+    wanted = [await said(merged), await said(bare)]
+    assert wanted[0] != wanted[1]
+    assert [await said(model, expert=name) for name in ("culture", "logic", "culture")] == [*wanted, wanted[0]]
+    together = await asyncio.gather(*(said(model, expert=name) for name in ("base", "culture", "logic", "culture")))
+    assert together == [wanted[1], wanted[0], wanted[1], wanted[0]]
+    for one in (bare, merged, model):
+        await one.close()
+
+
+@peft_warns
+async def test_an_expert_that_is_plugged_in_later_does_without_her_own_adapter(llama: Path, tmp_path: Path):
+    persona, culture = adapter(llama, tmp_path / "persona"), adapter(llama, tmp_path / "culture", seed=5)
+    experts = Plugged({"culture": None})
+    model = backend.build(config(llama, adapter=str(persona)), experts)
+    hers = await said(model)
+    assert await said(model, expert="culture") == hers  # by the base
+    experts.folders["culture"] = culture
+    alone = backend.build(config(llama, adapter=str(culture)))
+    assert await said(model, expert="culture") == await said(alone) != hers
+    assert await said(model) == hers
+    await model.close()
+    await alone.close()
+
+
+async def test_a_model_that_cannot_go_back_to_an_earlier_token_is_refused(llama: Path, tmp_path: Path):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    folder = copied(llama, tmp_path)
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    Lfm2ForCausalLM(Lfm2Config(**sizes, **heads)).save_pretrained(folder)
+    assert "attention" in (await refusal(config(folder))).remedy
 
 
 # Bad files

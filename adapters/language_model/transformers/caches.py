@@ -8,13 +8,32 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from domain.errors import BackendUnavailable
+
 # Columns that a buffer grows by at least.
 _SPARE = 128
 # Tokens after the part that all conversations share, from which on two prompts are turns of one conversation.
 _ONE_CONVERSATION = 32
 
+# The layers whose states are a list of tokens, of which any beginning can be used again.
+_LISTS = {"full_attention", "sliding_attention"}
+
 # What a cache holds of one row: for each layer keys and values, (heads, tokens, width), or nothing.
 States = tuple[tuple[Tensor, Tensor] | None, ...]
+
+
+def check_rewindable(name: str, model: Any) -> None:  # noqa: ANN401  # the classes of transformers carry no types
+    """Refuse a model that cannot go back to an earlier token.
+
+    Raises:
+        BackendUnavailable: Some of its layers sum up what they have read, as those of Mamba do.
+    """
+    others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LISTS
+    if others or getattr(model, "_is_stateful", False):
+        raise BackendUnavailable(
+            f"The model {name} sums up what it has read ({', '.join(sorted(others)) or 'in a running state'}).",
+            "Choose a model with attention in every layer, or run this one elsewhere with openai_compatible.",
+        )
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]  # the classes of transformers carry no types

@@ -13,7 +13,7 @@ from domain.ports import Experts
 
 if TYPE_CHECKING:
     from adapters.language_model.transformers.loading import Loaded
-    from adapters.language_model.transformers.scheduling import Scheduler
+    from adapters.language_model.transformers.scheduling import Adapters, Scheduler
 
 
 class Engine:
@@ -26,6 +26,8 @@ class Engine:
         self._places = BoundedSemaphore(config.batch + config.waiting)
         self._closed = Event()
         self._scheduler: Scheduler | None = None
+        self._adapters: Adapters | None = None
+        self._apart = False  # whether her own adapter stays beside the weights, where an expert's can replace it
         self._working = False
 
     @property
@@ -75,7 +77,9 @@ class Engine:
         self._thread.submit(self._take, request).add_done_callback(turned_away)
 
     def anticipate(self, likely: Mapping[str, float]) -> None:
-        """Pass a hint on."""
+        """Pass a hint on to whoever fetches the adapters of experts."""
+        if self._adapters:
+            self._adapters.anticipate(likely)
 
     def close(self) -> Future[None]:
         """End all replies and free the model; nothing can be asked any more."""
@@ -90,26 +94,55 @@ class Engine:
         self._ready()
 
     def _ready(self) -> "Scheduler":
+        """Return the scheduler of the loaded model.
+
+        Her own adapter is merged into the weights as long as no expert brings one. When the first one comes, the model
+        is loaded anew as soon as nobody speaks; until then the base answers for it.
+        """
         if self._closed.is_set():
             raise _was_closed()
-        if self._scheduler is None:
-            from adapters.language_model.transformers.loading import load
-            from adapters.language_model.transformers.scheduling import BaseAlone, Scheduler
+        from adapters.language_model.transformers.experts import needs_unmerged
+        from adapters.language_model.transformers.sources import adapter_folder
 
-            self._scheduler = Scheduler(load(self._config), BaseAlone(), self._config)
+        if self._scheduler and (self._apart or self._working):
+            return self._scheduler
+        apart = needs_unmerged(self._experts) or adapter_folder(self._config)[0] is None
+        return self._scheduler if self._scheduler and not apart else self._start(apart)
+
+    def _start(self, apart: bool) -> "Scheduler":
+        from adapters.language_model.transformers.caches import check_rewindable
+        from adapters.language_model.transformers.experts import ExpertAdapters
+        from adapters.language_model.transformers.loading import load
+        from adapters.language_model.transformers.scheduling import BaseAlone, Scheduler
+
+        self._stop()
+        loaded = load(self._config, merge=not apart)
+        check_rewindable(self._config.model, loaded.model)
+        experts = self._experts if apart else None
+        self._adapters = ExpertAdapters(loaded.model, experts, self._config) if experts else BaseAlone()
+        self._scheduler, self._apart = Scheduler(loaded, self._adapters, self._config), apart
         return self._scheduler
+
+    def _stop(self) -> None:
+        if self._adapters:
+            self._adapters.close()
+        self._adapters = self._scheduler = None
+        gc.collect()
 
     def _take(self, request: Request) -> None:
         self._ready().add(request)
         if not self._working:
-            self._work()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Line the next piece of work up behind what has been asked meanwhile."""
+        self._working = True
+        self._thread.submit(self._work).add_done_callback(self._worked)
 
     def _work(self) -> None:
-        """Do a piece of work; what is left lines up behind what has been asked meanwhile."""
         self._working = False
         if self._scheduler and not self._closed.is_set() and self._scheduler.work():
-            self._working = True
-            self._thread.submit(self._work).add_done_callback(self._worked)
+            self._go_on()
 
     def _worked(self, work: Future[None]) -> None:
         """Let nobody wait for ever when something went wrong that nobody foresaw."""
@@ -119,8 +152,7 @@ class Engine:
     def _unload(self) -> None:
         if self._scheduler:
             self._scheduler.fail(_was_closed())
-        self._scheduler = None
-        gc.collect()
+        self._stop()
 
 
 def _was_closed() -> BackendUnavailable:

@@ -37,7 +37,11 @@ class Adapters(Protocol):
         ...
 
     def anticipate(self, likely: Mapping[str, float]) -> None:
-        """Take a hint which experts may answer next."""
+        """Take a hint which experts may answer next; from any thread, and without blocking it."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held beside the model."""
         ...
 
 
@@ -49,6 +53,9 @@ class BaseAlone:
 
     def anticipate(self, likely: Mapping[str, float]) -> None:
         """Do nothing: there is nothing to fetch."""
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to free."""
 
 
 @dataclass(slots=True, eq=False)
