@@ -26,8 +26,9 @@ LINEAR_BYTES: Mapping[str, float] = MappingProxyType(
 CHUNK = 256
 # Rank of the adapters that our training makes.
 RANK = 16
-# What Python, torch and transformers take before any weight is there. Measured on Linux, CPU build of torch 2.13:
-# 0.55 GB resident after a tiny model spoke. A CUDA context takes about as much of the card; that was not measured.
+# What Python, torch and transformers take before any weight is there: 442 MB resident after a tiny model spoke (Linux,
+# CPU build of torch 2.13), and room for bitsandbytes and peft. A CUDA context takes its share of the card too; how much
+# was not measured here.
 RUNTIME_BYTES = 600_000_000
 
 
