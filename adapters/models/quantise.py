@@ -4,8 +4,10 @@ import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -177,18 +179,18 @@ def _measure_gguf(source: Path, kind: str) -> Fidelity:
 def _with_gptqmodel(source: Path, target: Path, to: To) -> None:
     """Quantise to four bits with the library gptqmodel on our own text, layer after layer."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer cores than it expects it fails without
-    from gptqmodel import GPTQModel, QuantizeConfig  # type: ignore[import-not-found]
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # type: ignore[import-not-found]
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    group = next(
-        (size for size in _GROUPS if not config.hidden_size % size and not config.intermediate_size % size), -1
-    )
+    widths = (config.hidden_size, config.intermediate_size)
+    group = next((size for size in _GROUPS if not any(width % size for width in widths)), -1)
     settings: dict[str, Any] = {"bits": 4, "group_size": group, "quant_method": to}
-    if to == "awq":
-        settings["format"] = "gemm"
-    model = GPTQModel.load(str(source), QuantizeConfig(**settings), device=_device())
-    model.quantize(list(calibration()), batch_size=1)
-    model.save(str(target))
+    # by itself it takes a kernel that needs CUDA for AWQ
+    backend = BACKEND.AWQ_TORCH if to == "awq" and _device() == "cpu" else BACKEND.AUTO
+    with redirect_stdout(sys.stderr):  # it talks a lot
+        model = GPTQModel.load(str(source), QuantizeConfig(**settings), device=_device())
+        model.quantize(list(calibration()), batch_size=1, backend=backend)
+        model.save(str(target))
 
 
 def _needs_gptqmodel(to: To) -> BackendUnavailable:
