@@ -134,6 +134,14 @@ def test_another_adapter_does_not_take_the_slot_that_remembers_while_one_rests_l
     assert visit(slots, "acgn", turn("甲", "你好", "你好呀", "猫")) == mine
 
 
+def test_who_comes_back_to_an_adapter_finds_the_slot_of_that_time() -> None:
+    slots = Slots(3)
+    mine = visit(slots, "acgn", turn("甲", "你好"))
+    visit(slots, "", turn("甲", "你好", "你好呀", "猫"))
+    visit(slots, "acgn", turn("甲", "早"))
+    assert visit(slots, "acgn", turn("甲", "你好", "你好呀", "猫", "喵", "鱼")) == mine
+
+
 def test_a_busy_slot_is_never_given_twice() -> None:
     slots = Slots(2)
     one, other = slots.take("", turn("甲", "你好")), slots.take("", turn("甲", "你好"))

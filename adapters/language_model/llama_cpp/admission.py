@@ -3,8 +3,9 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 
-from domain.conversation import Role
+from domain.conversation import Message, Role
 from domain.errors import BackendUnavailable, ZishuError
 from domain.prompt import Prompt
 
@@ -113,9 +114,9 @@ class Slots:
         self._slots = [_Slot(number) for number in range(count)]  # the one that has rested longest comes first
 
     def take(self, adapter: str, prompt: Prompt) -> int:
-        """Return the number of a free slot: that of the previous turn, else the one that has rested longest."""
+        """Return the number of a free slot: which remembers most of the conversation, else has rested longest."""
         free = [slot for slot in self._slots if not slot.busy]
-        slot = next((slot for slot in free if slot.adapter == adapter and _continues(prompt, slot.prompt)), free[0])
+        slot = max(free, key=lambda slot: _shared(prompt, slot.prompt) if slot.adapter == adapter else 0)
         slot.adapter, slot.prompt, slot.busy = adapter, prompt, True
         return slot.number
 
@@ -127,11 +128,13 @@ class Slots:
         self._slots.append(slot)
 
 
-def _continues(prompt: Prompt, before: Prompt | None) -> bool:
-    """Tell whether a prompt is the next turn of the conversation, or the same turn once more."""
+def _shared(prompt: Prompt, before: Prompt | None) -> int:
+    """Return with how many messages both begin; none where the personas before them differ."""
     if before is None or before.persona != prompt.persona:
-        return False
-    if before.words == prompt.words and before.history == prompt.history:
-        return True
-    asked = [message.text for message in prompt.history if message.role is Role.USER]
-    return asked[-1:] == [before.words]
+        return 0
+    both = zip(_messages(prompt), _messages(before), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    return (*prompt.history, Message(Role.USER, prompt.words))
