@@ -352,3 +352,23 @@ def test_the_persona_is_kept_apart_only_where_an_expert_brings_an_adapter(plugge
     assert needs_unmerged(plugged)
     assert not needs_unmerged(None)
     assert not needs_unmerged(Plugged({"style": plugged.experts["style"]}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8_weight_only", "int8", "int8_dynamic"])
+def test_one_adapter_serves_a_base_in_any_precision(
+    folder: Path, model: object, plugged: Plugged, precision: str
+) -> None:
+    from adapters.language_model.transformers.loading import load
+
+    exact = ExpertAdapters(model, plugged, settings(folder))
+    before = logits(model)
+    exact.activate("culture")
+    wanted = logits(model) - before
+    held = load(settings(folder, precision=precision, threads=1), merge=False).model
+    adapters = ExpertAdapters(held, plugged, settings(folder))
+    bare = logits(held)
+    assert adapters.activate("culture").startswith("culture@"), adapters.refused()
+    changed = (logits(held) - bare).float()
+    assert torch.nn.functional.cosine_similarity(changed.flatten(), wanted.flatten(), dim=0) > 0.8
+    assert adapters.activate("base") == "base"
+    assert torch.equal(logits(held), bare)
