@@ -43,13 +43,13 @@ FAMILIES: dict[str, tuple[type, dict[str, Any], bool]] = {
 }
 
 
-def trained(folder: Path, family: str = "llama", *, steps: int = 80, seed: int = 0) -> Path:
+def trained(folder: Path, family: str = "llama", *, steps: int = 80, **keys: object) -> Path:
     """Write a model that has read a few lines of our own text, and return its folder."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     make, different, bytewise = FAMILIES[family]
     plain = byte_level_tokenizer() if bytewise else byte_fallback_tokenizer()
     ends = {"bos_token_id": plain.bos_token_id, "eos_token_id": plain.eos_token_id}
-    config = make(**{**_SHAPE, **different}, **ends, vocab_size=len(plain) + 8)
+    config = make(**{**_SHAPE, **different, **keys}, **ends, vocab_size=len(plain) + 8)
     plain.save_pretrained(folder)
     config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)  # some families read a tokenizer in a way of their own
@@ -59,9 +59,16 @@ def trained(folder: Path, family: str = "llama", *, steps: int = 80, seed: int =
     return folder
 
 
-def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, *, steps: int, rate: float) -> float:
-    """Train what may be trained on `LINES` and return the last loss."""
-    texts = [tokenizer(line, return_tensors="pt").input_ids for line in LINES]
+def train(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    rate: float,
+    lines: tuple[str, ...] = LINES,
+) -> float:
+    """Train what may be trained on some lines and return the last loss."""
+    texts = [tokenizer(line, return_tensors="pt").input_ids for line in lines]
     length = max(text.shape[1] for text in texts)
     blank = torch.full((1, length), -100)
     targets = torch.cat([torch.cat((text, blank[:, text.shape[1] :]), 1) for text in texts])
