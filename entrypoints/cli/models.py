@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entrypoints.cli.models_quantize import quantize
+
 if TYPE_CHECKING:
     from adapters.models.profiles import Profile, Shelf
     from entrypoints.settings import Settings
@@ -33,6 +35,8 @@ app = typer.Typer(
     help="The models that she can be made of. Fetch one with `download`; if it says so, make it native with `convert`; "
     'then one line in zishu.toml chooses it: [language_model.transformers] model = "NAME".',
 )
+
+app.command()(quantize)
 
 
 @app.command("list")

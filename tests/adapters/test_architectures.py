@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from adapters.language_model import transformers as backend
 from adapters.language_model.transformers import Config
-from adapters.language_model.transformers.sources import weights_folder
+from adapters.language_model.transformers.sources import adapter_folder, weights_folder
 from adapters.models.convert import convert
 from adapters.models.download import original_folder, ready_folder
 from adapters.models.manifest import File, Manifest, checksum, write_manifest
@@ -29,12 +29,16 @@ PROMPT = Prompt(user_name="同学", her_name="紫舒", persona="紫舒是温柔�
 SAMPLING = Sampling(temperature=1.0, max_tokens=24, seed=11)
 
 
-async def said(model: str, cache: Path, words: str = PROMPT.words) -> str:
+async def said(model: str, cache: Path, *words: str) -> list[str]:
+    """Load a model and return its reply to each line."""
     config = Config(model=model, adapter=None, precision="fp32", device="cpu", threads=1, cache_dir=cache)
     language_model = backend.build(config)
     try:
-        pieces = language_model.generate(replace(PROMPT, words=words), expert="base", sampling=SAMPLING)
-        return "".join([piece async for piece in pieces])
+        replies = []
+        for line in words or (PROMPT.words,):
+            pieces = language_model.generate(replace(PROMPT, words=line), expert="base", sampling=SAMPLING)
+            replies.append("".join([piece async for piece in pieces]))
+        return replies
     finally:
         await language_model.close()
 
@@ -46,18 +50,18 @@ def test_no_architecture_of_a_profile_is_left_out():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 async def test_an_architecture_talks(architecture: str, tmp_path: Path):
     folder = architectures.checkpoint(architecture, tmp_path / "model")
-    first = await said(str(folder), tmp_path)
+    first, again, other = await said(str(folder), tmp_path, "你好，你是谁？", "你好，你是谁？", "再见")
     assert first
     assert "\ufffd" not in first
-    assert first == await said(str(folder), tmp_path)
-    assert first != await said(str(folder), tmp_path, words="再见")
+    assert first == again
+    assert first != other
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 async def test_a_converted_teacher_talks_through_its_own_template(teacher: str, tmp_path: Path):
     convert(published(teacher, tmp_path / "published"), ready_folder(tmp_path, "teacher"))
     assert (ready_folder(tmp_path, "teacher") / "chat_template.jinja").exists()
-    assert await said("teacher", tmp_path)
+    assert all(await said("teacher", tmp_path))
 
 
 async def test_a_llava_is_refused_until_its_language_model_is_taken_out_which_talks(tmp_path: Path):
@@ -66,7 +70,7 @@ async def test_a_llava_is_refused_until_its_language_model_is_taken_out_which_ta
         await said(str(folder), tmp_path)
     assert f"zishu models convert {folder}" in caught.value.remedy
     convert(folder, ready_folder(tmp_path, "llava-1.5-7b"))
-    assert await said("llava-1.5-7b", tmp_path)
+    assert all(await said("llava-1.5-7b", tmp_path))
 
 
 # Where a model's name leads
@@ -125,7 +129,12 @@ async def test_a_native_profile_is_fetched_from_the_hub_of_the_settings_and_then
     folder = architectures.checkpoint("qwen3", tmp_path / "published")
     with serving(hub_of(folder, "Qwen/Qwen3-0.6B")) as server:
         assert found("qwen3-0.6b", tmp_path, hub=server.url) == ready_folder(tmp_path, "qwen3-0.6b")
-    assert await said("qwen3-0.6b", tmp_path)
+    assert all(await said("qwen3-0.6b", tmp_path))
+
+
+@pytest.mark.parametrize("adapter", [None, "", "starter"])
+def test_a_model_without_an_adapter_of_its_own_needs_no_setting(adapter: str | None, tmp_path: Path):
+    assert adapter_folder(Config(model="qwen3-0.6b", adapter=adapter, cache_dir=tmp_path)) == (None, None)
 
 
 def test_a_hub_with_pickles_only_is_told_apart_and_nothing_is_fetched(tmp_path: Path):

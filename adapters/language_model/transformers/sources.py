@@ -59,7 +59,7 @@ def adapter_folder(config: Config) -> tuple[Path | None, str | None]:
         BackendUnavailable: There is no adapter in the folder that the settings name.
         BadConfiguration: Its weights are not safe to read, or belong to another model.
     """
-    if config.adapter is None:
+    if not config.adapter:  # TOML has no word for nothing but ""
         return None, None
     folder = ADAPTER if config.adapter == STARTER else Path(config.adapter).expanduser()
     card = starter_adapter(folder) if config.model == STARTER else None
