@@ -440,6 +440,16 @@ async def test_an_adapter_that_the_engine_cannot_load_does_not_stop_the_others(
         assert model.refused().keys() == {"logic"}
 
 
+async def test_while_the_model_loads_the_surplus_is_turned_away_and_nobody_else_waits_in_vain(
+    tiny: Path, plugged: Plugged
+) -> None:
+    model = LlamaCpp(Config(model=str(tiny), threads=1, waiting=5), plugged)
+    results = await asyncio.gather(*(said(model, expert="acgn") for _ in range(50)), return_exceptions=True)
+    assert sum(isinstance(result, str) for result in results) in (6, 7)
+    assert all(isinstance(result, str | BackendUnavailable) for result in results)
+    await model.close()
+
+
 async def test_of_two_hundred_the_surplus_is_turned_away_at_once(tiny: Path, plugged: Plugged) -> None:
     async with running(Config(model=str(tiny), threads=1, waiting=20), plugged) as model:
         turned_away: list[float] = []

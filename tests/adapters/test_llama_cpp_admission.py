@@ -27,7 +27,7 @@ def test_nobody_is_overtaken_and_only_one_adapter_speaks_at_a_time(wishes: list,
     entered: list[int] = []
 
     async def visit(admission: Admission, number: int, adapter: str | None) -> None:
-        await admission.enter(adapter)
+        assert await admission.enter(lambda: adapter) == adapter
         entered.append(number)
         inside.append(adapter)
         assert len(inside) <= places
@@ -51,7 +51,7 @@ def test_nobody_is_overtaken_and_only_one_adapter_speaks_at_a_time(wishes: list,
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait_for(task, 5)
-        await asyncio.wait_for(admission.enter(None), 5)  # nothing is left behind
+        await asyncio.wait_for(admission.enter(lambda: None), 5)  # nothing is left behind
 
     together(program)
     assert entered == sorted(entered)
@@ -61,14 +61,14 @@ def test_nobody_is_overtaken_and_only_one_adapter_speaks_at_a_time(wishes: list,
 def test_one_more_than_may_wait_is_turned_away_at_once() -> None:
     async def program() -> None:
         admission = Admission(1, 2)
-        await admission.enter("")
-        waiting = [asyncio.create_task(admission.enter("")) for _ in range(2)]
+        await admission.enter(lambda: "")
+        waiting = [asyncio.create_task(admission.enter(lambda: "")) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(BackendUnavailable, match="2 conversations already wait"):
-            await admission.enter("")
+            await admission.enter(lambda: "")
         waiting[0].cancel()
         await asyncio.sleep(0)
-        third = asyncio.create_task(admission.enter(""))
+        third = asyncio.create_task(admission.enter(lambda: ""))
         for _ in range(2):
             admission.leave()
             await asyncio.sleep(0)
@@ -80,8 +80,8 @@ def test_one_more_than_may_wait_is_turned_away_at_once() -> None:
 def test_whoever_was_alone_may_let_others_in() -> None:
     async def program() -> None:
         admission = Admission(2, 2)
-        await admission.enter(None)
-        friend = asyncio.create_task(admission.enter("acgn"))
+        await admission.enter(lambda: None)
+        friend = asyncio.create_task(admission.enter(lambda: "acgn"))
         await asyncio.sleep(0)
         assert not friend.done()
         admission.share("acgn")
@@ -93,11 +93,11 @@ def test_whoever_was_alone_may_let_others_in() -> None:
 def test_closing_turns_away_those_who_wait_and_those_who_come() -> None:
     async def program() -> None:
         admission = Admission(1, 2)
-        await admission.enter("")
-        waiting = asyncio.create_task(admission.enter(""))
+        await admission.enter(lambda: "")
+        waiting = asyncio.create_task(admission.enter(lambda: ""))
         await asyncio.sleep(0)
         admission.close(BackendUnavailable("The model was closed.", "Start again."))
-        for late in (waiting, admission.enter("")):
+        for late in (waiting, admission.enter(lambda: "")):
             with pytest.raises(BackendUnavailable, match="closed"):
                 await late
 

@@ -320,8 +320,12 @@ def test_an_adapter_that_makes_numbers_overflow_is_refused(
 ) -> None:
     made(tmp_path / "culture", seed=1, scale=1e37)
     adapters = ExpertAdapters(model, plugged, settings(folder))
+    adapters.anticipate({"culture": 0.9})
+    settled(adapters)
+    assert adapters._ram
     assert adapters.activate("culture") == "base"
     assert "NaN" in adapters.refused()["culture"]
+    assert not adapters._ram
 
 
 def test_weights_that_went_bad_in_memory_are_read_again(folder: Path, model: object, plugged: Plugged) -> None:

@@ -69,11 +69,9 @@ class LlamaCpp:
         return self._ready().count_tokens(text)
 
     async def generate(self, prompt: Prompt, *, expert: str, sampling: Sampling) -> AsyncGenerator[str, None]:
-        await self.load()
-        fresh = plugged_adapters(self._experts) == self._plugged
-        await self._admission.enter(self._adapter(expert) if fresh else None)
+        wanted = await self._admission.enter(lambda: self._adapter(expert) if self._is_up_to_date() else None)
         try:
-            if not fresh:
+            if wanted is None:
                 await self._keep_up()
                 self._admission.share(self._adapter(expert))
             async with aclosing(self._reply(prompt, sampling, self._adapter(expert))) as pieces:
@@ -96,6 +94,10 @@ class LlamaCpp:
             if server:
                 await asyncio.to_thread(server.stop)
 
+    def _is_up_to_date(self) -> bool:
+        """Tell whether there is an engine with what is plugged in now."""
+        return self._server is not None and plugged_adapters(self._experts) == self._plugged
+
     def _adapter(self, expert: str) -> str:
         """Return the adapter that answers for an expert: its own, or "" for the persona's."""
         usable = expert in self._plugged and expert not in self._left_out
@@ -103,6 +105,7 @@ class LlamaCpp:
 
     async def _keep_up(self) -> None:
         """Make an engine with what is plugged in now; nobody is speaking. Where that fails, the old one goes on."""
+        await self.load()
         async with self._loading:
             if self._closed.is_set():
                 raise _was_closed()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -12,10 +13,10 @@ from domain.prompt import Prompt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """Somebody in the queue: the adapter to answer with, or None to be alone."""
+    """Somebody in the queue: tells the adapter to answer with, or None to be alone; gets it with the turn."""
 
-    adapter: str | None
-    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    wanted: Callable[[], str | None]
+    turn: asyncio.Future[str | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Admission:
@@ -38,15 +39,19 @@ class Admission:
         self._adapter: str | None = None
         self._closed: ZishuError | None = None
 
-    async def enter(self, adapter: str | None) -> None:
-        """Wait for a turn to answer with an adapter, or with None for a time with nobody else inside.
+    async def enter(self, wanted: Callable[[], str | None]) -> str | None:
+        """Wait for a turn, and return what it is for.
+
+        Args:
+            wanted: Tells which adapter shall answer, as things stand, or None for a time with nobody else inside; asked
+                whenever the turn might come.
 
         Raises:
             BackendUnavailable: Too many wait already, or the model was closed.
         """
         if self._closed:
             raise self._closed
-        one = _Waiting(adapter)
+        one = _Waiting(wanted)
         self._queue.append(one)
         self._admit()
         if not one.turn.done() and len(self._queue) > self._most:
@@ -56,7 +61,7 @@ class Admission:
                 "Try again in a moment, or raise [language_model.llama_cpp] waiting.",
             )
         try:
-            await one.turn
+            return await one.turn
         except asyncio.CancelledError:
             if not one.turn.cancelled():  # let in and hung up at the same moment
                 self.leave()
@@ -84,17 +89,17 @@ class Admission:
                 one.turn.set_exception(error)
 
     def _admit(self) -> None:
-        while self._queue and self._fits(self._queue[0].adapter):
-            one = self._queue.popleft()
-            if one.turn.cancelled():
-                continue
-            self._inside += 1
-            self._adapter = one.adapter
-            one.turn.set_result(None)
-
-    def _fits(self, adapter: str | None) -> bool:
-        together = adapter is not None and adapter == self._adapter and self._inside < self._places
-        return self._inside == 0 or together
+        while self._queue:
+            one = self._queue[0]
+            if not one.turn.cancelled():
+                adapter = one.wanted()
+                together = adapter is not None and adapter == self._adapter and self._inside < self._places
+                if self._inside and not together:
+                    return
+                self._inside += 1
+                self._adapter = adapter
+                one.turn.set_result(adapter)
+            self._queue.popleft()
 
 
 @dataclass(slots=True)

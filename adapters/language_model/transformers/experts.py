@@ -134,6 +134,7 @@ class ExpertAdapters:
         except ZishuError as error:
             with self._lock:
                 self._refused[expert] = (source, error)
+                self._forget(source.name)
             return self._on(expert, None)
         if not on_device:
             self._stalled += perf_counter() - began
