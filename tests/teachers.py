@@ -89,7 +89,7 @@ def original_baichuan2(native: State, folder: Path) -> State:
     keys = {
         "model_type": "baichuan", "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
-        "z_loss_weight": 0, "tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(keys))
     return state

@@ -21,6 +21,7 @@ from domain.errors import BadConfiguration
 # Numbers of the tokens that open a turn, as `generation_config.json` has them where it says nothing else.
 _USER, _ASSISTANT = 195, 196
 _LAYERS_OF_13B = 40
+_WORDS_OF_THE_FIRST = 64000
 
 
 def native_config(keys: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def native_config(keys: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BadConfiguration: It is a Baichuan 1, or the 13B model.
     """
-    if "z_loss_weight" not in keys:
+    if keys["vocab_size"] == _WORDS_OF_THE_FIRST:
         raise BadConfiguration("This is a Baichuan 1, not a Baichuan 2.", "Convert baichuan-inc/Baichuan2-7B-Chat.")
     if keys["num_hidden_layers"] == _LAYERS_OF_13B or keys.get("tie_word_embeddings"):
         raise BadConfiguration(
@@ -47,7 +48,7 @@ def native_config(keys: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": keys["num_attention_heads"],
         "rms_norm_eps": keys["rms_norm_eps"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "max_position_embeddings": keys["max_position_embeddings"],
+        "max_position_embeddings": _context(keys),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
@@ -92,9 +93,13 @@ def native_tokenizer(folder: Path, keys: dict[str, Any]) -> PreTrainedTokenizerF
         eos_token=found.pieces[keys.get("eos_token_id", 2)],
         additional_special_tokens=marks,
         chat_template=baichuan2(*marks),
-        model_max_length=keys["max_position_embeddings"],
+        model_max_length=_context(keys),
         clean_up_tokenization_spaces=False,
     )
+
+
+def _context(keys: dict[str, Any]) -> int:
+    return int(keys.get("max_position_embeddings") or keys["model_max_length"])
 
 
 def _generation(folder: Path) -> dict[str, Any]:
