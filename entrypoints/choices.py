@@ -59,11 +59,13 @@ _AUTO: dict[str, Callable[[], Choice]] = {
     "emotion_classifier": _emotion_classifier,
     "experts": lambda: Choice("folders", "an expert is a folder that one can copy"),
     "expert_scorer": _expert_scorer,
+    "sessions": lambda: Choice("postgres", "what is said must outlive the program"),
+    "feedback": lambda: Choice("postgres", "ratings lie beside what they are about"),
 }
 
 
 def choose(port: str, use: str) -> Choice:
     """Return the backend for a setting: itself, or what `auto` means here."""
     if use != "auto":
-        return Choice(use, "set by you or by default")
+        return Choice(use, "set by you or by the tier")
     return _AUTO[port]()

@@ -150,7 +150,7 @@ async def awake(container: Container, report: Report) -> AsyncGenerator[None, No
             model.load(),
             container.examples().prepare(character, lambda done, total: report("examples", done, total)),
             container.routing().warm_up(),
-            _connect(database) if settings.sessions.use == "postgres" else asyncio.sleep(0),
+            _connect(database) if choose("sessions", settings.sessions.use).name == "postgres" else asyncio.sleep(0),
             return_exceptions=True,
         )
         for error in ended:

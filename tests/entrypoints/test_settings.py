@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from adapters import plugins
 from domain.errors import BadConfiguration
+from entrypoints.choices import PORTS, choose
 from entrypoints.settings import Settings, load_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
@@ -62,6 +64,12 @@ def test_a_key_beside_use_is_refused_with_its_place():
     settings = load_settings(language_model={"use": "llama_cpp", "threads": 2})
     with pytest.raises(BadConfiguration, match="threads"):
         settings.language_model.table("llama_cpp")
+
+
+def test_a_table_of_any_port_needs_no_word_of_which_backend_is_used():
+    for port in PORTS:
+        settings = load_settings(**{port: {"scripted": {}}})
+        assert choose(port, getattr(settings, port).use).name in plugins.names(port)
 
 
 def test_the_page_names_every_key_and_its_examples_are_valid():
