@@ -283,7 +283,10 @@ def _wanted(settings: Mapping[str, Any], base: Base) -> set[str]:
         number = _LAYER.search(layer)
         return not numbers or (number is not None and int(number[1]) in numbers)
 
-    return {layer for layer in base.shapes for name in targets if f".{layer}".endswith(f".{name}") and chosen(layer)}
+    wanted = {layer for layer in base.shapes for name in targets if f".{layer}".endswith(f".{name}") and chosen(layer)}
+    if not wanted:
+        raise ValueError(f"the model has no layer that is called {' or '.join(map(str, targets))}")
+    return wanted
 
 
 def _data(file: BinaryIO, front: bytes, stopped: Callable[[], bool]) -> tuple[bytearray, bytes]:

@@ -86,6 +86,7 @@ def test_an_adapter_may_change_some_layers_only(tmp_path: Path) -> None:
         ({"fan_in_fan_out": True}, "", "fan_in_fan_out"),
         ({"target_modules": ["q_proj"]}, "", "should change 2 layers and changes 4"),
         ({"target_modules": ["q_proj", "down_proj", "up_proj"]}, "", "should change 6 layers and changes 4"),
+        ({"target_modules": ["query_key_value"]}, "", "no layer that is called query_key_value"),
         ({"peft_type": "LOHA"}, "", "no LoRA but LOHA"),
     ],
 )
