@@ -44,7 +44,11 @@ def _backend(port: str, settings: Settings, **parts: object) -> Any:  # noqa: AN
 def _built(port: str, name: str, table: dict[str, Any], where: str, settings: Settings, **parts: object) -> Any:  # noqa: ANN401
     """Build a backend from a table of settings that stands somewhere."""
     module = plugins.load(port, name)
-    for key, value in (("cache_dir", settings.cache_dir), ("folder", settings.data_dir / port)):
+    for key, value in (
+        ("cache_dir", settings.cache_dir),
+        ("data_dir", settings.data_dir),
+        ("folder", settings.data_dir / port),
+    ):
         if key in module.Config.model_fields:
             table.setdefault(key, value)
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "nf4", "int8_weight_only", "int8_dynamic"]
@@ -24,6 +24,7 @@ class Config(BaseModel):
         context_tokens: What prompt and reply may take together, at most what the model was made for.
         threads: Threads on the CPU; without it torch decides.
         layout: `auto` is what the adapter was trained in, else the model's own chat template, else a script.
+        data_dir: Where the user's own profiles lie, in `models/`.
         hub: Where hub ids are looked up; `https://hf-mirror.com` is a mirror.
         waiting: Conversations that may wait for the model; one more is turned away.
         batch: Conversations that decode side by side.
@@ -46,6 +47,7 @@ class Config(BaseModel):
     layout: Literal["auto", "chat", "script", "turns"] = "auto"
     hub: str = "https://huggingface.co"
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("zishu"))
+    data_dir: Path = Field(default_factory=lambda: user_data_path("zishu"))
     waiting: Annotated[int, Field(ge=1)] = 8
     batch: Annotated[int, Field(ge=1, le=64)] = 8
     cache_megabytes: Annotated[int, Field(ge=0)] = 512

@@ -69,7 +69,7 @@ def known_drift(config: Config, folder: Path, device: str, precision: str) -> Dr
         fidelity.keep(config.cache_dir, weights, precision, measured)
     if measured:
         return Drift(measured.kl, measured.top1)
-    profile = Shelf().find(config.model)
+    profile = Shelf(config.data_dir / "models").find(config.model)
     return Drift(profile.kl[precision]) if profile and precision in profile.kl else None
 
 

@@ -43,7 +43,7 @@ def weights_folder(config: Config) -> Path:
     if _NAME.fullmatch(config.model):
         if is_complete(folder := ready_folder(config.cache_dir, config.model)):
             return _native(folder)
-        if profile := Shelf().find(config.model):
+        if profile := Shelf(config.data_dir / "models").find(config.model):
             return _native(_of_profile(profile, config))
     if path.is_dir():
         return _native(path)
