@@ -253,6 +253,6 @@ class MarkovPredictor:
         if total <= 0:
             return chances
         return {
-            name: self.trust * chance + (1 - self.trust) * posteriors.get(name, 0.0) / total
+            name: self.trust * chance + (1 - self.trust) * (posteriors.get(name, 0.0) / total)
             for name, chance in chances.items()
         }
