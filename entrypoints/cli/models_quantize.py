@@ -91,7 +91,7 @@ def _words(report: "QuantisedReport") -> str:
     lines = [f"{report.target}: {report.bytes_before / 1e6:,.0f} MB -> {report.bytes_after / 1e6:,.0f} MB"]
     if cost := report.fidelity:
         lines += [
-            f"It costs {cost.kl:.3f} nats a token; in {cost.top1:.0%} of {cost.tokens} places the likeliest is the same.",
+            f"It costs {cost.kl:.3f} nats a token; the likeliest is the same in {cost.top1:.0%} of {cost.tokens}.",
             f"Perplexity: {cost.reference_perplexity:.1f} before, {cost.perplexity:.1f} after.",
         ]
         if cost.kl > _GUARD:
