@@ -14,7 +14,7 @@ test proof: export PYTEST_ADDOPTS ?= -n auto --dist loadfile --no-loadscope-reor
 # mkdocs-material advertises its successor at every build.
 check docs: export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help chat test proof check bench docs constraints
+.PHONY: help chat test proof check bench gptq docs constraints
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -42,6 +42,14 @@ check: ## format, lint, types, layers, documentation
 
 bench: ## measure speed and quality, and print the table
 	@$(PYTHON) bootstrap.py test && exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+# An environment of its own, because gptqmodel wants an older numpy; the CPU build of torch, because the tests need no more.
+gptq: export OMP_NUM_THREADS ?= 1
+gptq: ## test GPTQ and AWQ, in .venv-gptq
+	@test -x .venv-gptq/bin/python || python3.11 -m venv .venv-gptq
+	@.venv-gptq/bin/pip install --quiet torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+	@.venv-gptq/bin/pip install --quiet -e '.[gptq]' gguf hypothesis pytest pytest-asyncio xllamacpp
+	@exec .venv-gptq/bin/python -m pytest -W default tests/adapters/test_quantise.py -k 'four_bits' $(PYTEST_ARGS)
 
 docs: ## build the documentation into site/
 	@$(PYTHON) bootstrap.py docs && exec $(BIN)/mkdocs build --strict

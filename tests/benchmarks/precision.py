@@ -83,9 +83,8 @@ def main() -> None:
     folder = weights_folder(config("fp32"))
     torch.set_num_threads(1)
     print("1 thread; Gemma 3 270M. Tokens per CPU second: a prompt of")
-    print(
-        f"{PROMPT_TOKENS} tokens, then {REPLY_TOKENS} greedily; medians of {ROUNDS}. Memory: its own + what is mapped from the file.\n"
-    )
+    print(f"{PROMPT_TOKENS} tokens, then {REPLY_TOKENS} greedily; medians of {ROUNDS}.")
+    print("Memory: its own + what is mapped from the file.\n")
     print("| precision | KL, nats/token | same likeliest | perplexity | KL with the persona's adapter ", end="")
     print(
         "| memory, MB | prompt, tokens/s | decode, tokens/s | decode, of fp32 |\n|---|---|---|---|---|---|---|---|---|"
@@ -95,11 +94,18 @@ def main() -> None:
         bare, her, cost = measure("starter", folder, "cpu", precision), with_persona(precision), alone(precision)
         gc.collect()
         plain = plain or cost["decode"]
-        print(
-            f"| {precision} | {bare.kl:.4f} | {bare.top1:.1%} | {bare.perplexity:.1f} | {her.kl:.4f} "
-            f"| {cost['own']:.0f} + {cost['mapped']:.0f} | {cost['prompt']:.0f} | {cost['decode']:.1f} | {cost['decode'] / plain:.2f} |",
-            flush=True,
+        cells = (
+            precision,
+            f"{bare.kl:.4f}",
+            f"{bare.top1:.1%}",
+            f"{bare.perplexity:.1f}",
+            f"{her.kl:.4f}",
+            f"{cost['own']:.0f} + {cost['mapped']:.0f}",
+            f"{cost['prompt']:.0f}",
+            f"{cost['decode']:.1f}",
+            f"{cost['decode'] / plain:.2f}",
         )
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
