@@ -4,6 +4,8 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+# What no environment of ours installs beside the rest: a GPU's attention, and the two of `make gptq`.
+APART = flash-attn==2.8.3 gptqmodel==7.6.0 optimum==2.3.0
 EXTRAS = chat,dev,docs,pet,screen,train,transformers,voice
 BIN = .venv/bin
 
@@ -58,5 +60,6 @@ constraints: ## resolve all packages anew and write constraints.txt (needs Pytho
 	@rm -rf build/resolve && python3.11 -m venv build/resolve
 	@build/resolve/bin/pip install --quiet 'pip>=25.1' && build/resolve/bin/pip install --quiet -e '.[$(EXTRAS)]'
 	@build/resolve/bin/pip check
-	@{ grep '^#' constraints.txt; build/resolve/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
+	@{ grep '^#' constraints.txt; { build/resolve/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; \
+		printf '%s\n' $(APART); } | sort -f; } > build/constraints.txt
 	@! grep -E '^(nvidia|cuda|triton)' build/constraints.txt && mv build/constraints.txt constraints.txt && rm -rf build/resolve
