@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 # Tokens that must have been said in this order before what followed them is a guess; the longer run is asked first.
 _RUNS = (3, 2)
+# Guesses to begin with: on one core of a server, checking 4 beside the token at hand costs 7 % more in bf16, 8 cost 21 %.
+_FIRST = 4
 # Tokens until guessing is tried again after it has failed for a while.
 _PAUSE = 16
 
@@ -15,7 +17,7 @@ class Lookup:
     """Guesses what follows in one text; guesses less the more it errs."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = self._size = limit
+        self._limit, self._size = limit, min(limit, _FIRST)
         self._pause = 0
         self._ids: list[int] = []
         # after which run of tokens did what stand, the last time
@@ -47,7 +49,7 @@ class Lookup:
         """Take to heart how many of the guessed tokens were right."""
         if right == guessed:
             self._size = min(self._limit, 2 * self._size)
-        elif not right:
+        elif 4 * right < guessed:
             self._size //= 2
         if not self._size:
             self._size, self._pause = 1, _PAUSE
