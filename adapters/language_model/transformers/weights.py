@@ -18,8 +18,9 @@ Model = Any
 MADE_IN_MEMORY = ("int8_weight_only", "int8_dynamic")
 # The forms that bitsandbytes makes while it reads.
 _BITSANDBYTES = ("int8", "nf4")
-# It says so at every layer, and of a kernel of the hub that nobody here fetches.
-_CHATTY = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "bitsandbytes.backends.utils")
+# One says at every layer that it rounds, the other, as soon as peft imports it, that it lacks a kernel of the hub.
+for _chatty in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
 # On a CPU bitsandbytes reads NF4 in blocks of this many weights of a row.
 _NF4_BLOCK = 64
 
@@ -84,8 +85,6 @@ def _quantisation(precision: str) -> dict[str, Any]:
         return {}
     from transformers import BitsAndBytesConfig
 
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.ERROR)
     if precision == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
