@@ -52,6 +52,10 @@ def prompt(words: str = "你好，你是谁？", **keys: object) -> Prompt:
     return Prompt(**{"user_name": "同学", "her_name": "紫舒", "persona": PERSONA, "words": words, **keys})
 
 
+WITH_TEMPLATE = "llama with a template"
+CHATTY = prompt("今天也要元气满满哦")
+
+
 def request(asked: Prompt, sampling: Sampling = GREEDY, expert: str = "base") -> Request:
     return Request(asked, expert, sampling, say=lambda _: None)
 
@@ -110,6 +114,22 @@ def dialogues(draw: st.DrawFn) -> list[Prompt]:
         )
         for turn, (words, _) in enumerate(lines)
     ]
+
+
+@every_model
+def test_a_long_prompt_is_read_in_chunks_as_plain_generate_reads_it_at_once(kind: str):
+    asked = prompt(persona=PERSONA * 6)
+    assert len(loaded(kind).encoder.ids(asked)) > 2 * PREFILL_TOKENS
+    assert spoken(scheduler(kind), request(asked)) == [plainly(kind, asked)]
+
+
+def test_a_reply_ends_at_the_first_token_that_ends_one():
+    (freely,) = spoken(scheduler(WITH_TEMPLATE, endless=True), request(CHATTY))
+    model = replace(loaded(WITH_TEMPLATE), ends=frozenset({freely[5]}))
+    (ended,) = spoken(Scheduler(model, BaseAlone(), Config()), request(CHATTY))
+    assert ended == freely[: freely.index(freely[5])]
+    ends = loaded(WITH_TEMPLATE).tokenizer.convert_ids_to_tokens(sorted(loaded(WITH_TEMPLATE).ends))
+    assert set(checkpoints.SPECIAL) <= set(ends)
 
 
 # Going on from what was read
@@ -259,10 +279,6 @@ def test_guessing_changes_no_word(kind: str, turns: list[Prompt], temperature: f
     guessing = scheduler(kind, lookup_tokens=limit)
     assert spoken(guessing, request(asked, how)) == spoken(scheduler(kind, lookup_tokens=0), request(asked, how))
     assert guessing.counts.accepted_tokens <= guessing.counts.guessed_tokens
-
-
-WITH_TEMPLATE = "llama with a template"
-CHATTY = prompt("今天也要元气满满哦")
 
 
 def test_right_guesses_save_steps_and_wrong_ones_are_given_up():
