@@ -46,7 +46,8 @@ class QuantisedReport:
         bytes_before: Size of the weights before.
         bytes_after: And after.
         fidelity: What the form costs, measured on our calibration text; None where the reference did not fit into
-            memory.
+            memory. For GGUF it is what rounding the weights costs; that llama.cpp rounds activations too, while it
+            computes with them, is not in it.
     """
 
     source: str
