@@ -215,7 +215,9 @@ class Converse:
             yield ExpertChosen("care", 1.0, "这样的话先由人接住：直接给出求助方式")
             felt, pieces = Emotion(EmotionLabel.COMFORT, 1.0), _in_one_piece(help_text(language))
         else:
-            choice = await self._routing.choose(words, in_charge=session.expert, asked_for=asked_for)
+            choice = await self._routing.choose(
+                words, in_charge=session.expert, asked_for=asked_for, refused=self._model.refused()
+            )
             decision = choice.decision
             session.expert = decision.expert
             session.update(expert=decision.expert)

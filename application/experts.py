@@ -1,7 +1,7 @@
 """Who answers a turn: asks the scorer, lets the router decide, and sends a turn to a model of the expert's own."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -90,15 +90,21 @@ class ChooseExpert:
         known = ", ".join(expert.tag for expert in self._experts.all()) or "none"
         raise BadInput(f"There is no expert with the tag {tag!r}.", f"Leave it out, or choose one of: {known}.")
 
-    async def choose(self, words: str, *, in_charge: str = BASE, asked_for: str | None = None) -> Choice:
+    async def choose(
+        self, words: str, *, in_charge: str = BASE, asked_for: str | None = None, refused: Collection[str] = ()
+    ) -> Choice:
         """Return who answers a turn; whatever happens to the scorer, somebody does.
 
         Args:
             words: What the user says.
             in_charge: Who answered the turn before.
             asked_for: The name that `named` returned for a trusted caller.
+            refused: Whose adapters the model cannot use; the base answers for them.
         """
-        experts = {expert.name: expert for expert in self._experts.all()}
+        experts = {
+            expert.name: replace(expert, adapter=None) if expert.name in refused else expert
+            for expert in self._experts.all()
+        }
         if asked_for is not None:
             return Choice(self.router.obey(asked_for, experts=tuple(experts.values())), experts.get(asked_for))
         if not experts:
@@ -169,6 +175,9 @@ class ManyModels:
 
     def anticipate(self, likely: Mapping[str, float]) -> None:
         self._model.anticipate(likely)
+
+    def refused(self) -> Mapping[str, str]:
+        return self._model.refused()
 
     async def close(self) -> None:
         for _, model in self._own.values():

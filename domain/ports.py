@@ -49,6 +49,10 @@ class LanguageModel(Protocol):
         """Take a hint which experts may answer next, with probabilities; it never blocks and may be ignored."""
         ...
 
+    def refused(self) -> Mapping[str, str]:
+        """Return the experts whose adapters turned out to be of no use, and why; the base answers for them."""
+        ...
+
     async def close(self) -> None:
         """Free memory and threads; a closed model is not used again."""
         ...

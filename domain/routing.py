@@ -224,7 +224,7 @@ def _title(name: str, known: Mapping[str, Expert]) -> str:
 
 def _fallback(expert: Expert | None) -> str:
     """Say so where the base model answers for an expert."""
-    return "；还没有自己的适配器，先由基础模型回答" if expert and not expert.speaks_itself else ""
+    return "；没有可用的适配器，先由基础模型回答" if expert and not expert.speaks_itself else ""
 
 
 def _stay_reason(in_charge: str, chosen: str, known: Mapping[str, Expert]) -> str:

@@ -107,6 +107,10 @@ class OpenAICompatibleModel:
     def anticipate(self, likely: Mapping[str, float]) -> None:
         """Do nothing: no expert has to be fetched."""
 
+    def refused(self) -> Mapping[str, str]:
+        """Return nothing: no expert has an adapter here."""
+        return {}
+
     async def close(self) -> None:
         await self._client.aclose()
 

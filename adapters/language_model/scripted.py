@@ -51,6 +51,10 @@ class Scripted:
     def anticipate(self, likely: Mapping[str, float]) -> None:
         """Do nothing: no expert has to be fetched."""
 
+    def refused(self) -> Mapping[str, str]:
+        """Return nothing: no expert has an adapter here."""
+        return {}
+
     async def close(self) -> None:
         """Do nothing: there is nothing to free."""
 

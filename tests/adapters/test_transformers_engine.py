@@ -316,6 +316,9 @@ class TwoMinds:
 
     def anticipate(self, likely: object) -> None: ...
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     def close(self) -> None: ...
 
 

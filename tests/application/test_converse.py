@@ -54,6 +54,9 @@ class Listening:
     def count_tokens(self, text: str) -> int:
         return len(text)
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     async def generate(self, prompt: Prompt, *, expert: str, sampling: Sampling) -> AsyncGenerator[str, None]:
         self.prompts.append(prompt)
         self.asked.set()

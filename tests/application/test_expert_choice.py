@@ -100,6 +100,18 @@ async def test_an_expert_with_weights_answers_under_its_tag_and_in_its_band_of_t
     assert model.prompts[0].volatile.splitlines()[0] == "[EXPERT=ANIME]"
 
 
+async def test_an_expert_whose_weights_the_model_refuses_is_answered_for_as_openly() -> None:
+    class Refusing(Attentive):
+        def refused(self) -> Mapping[str, str]:
+            return {"culture": "its adapter is for another model"}
+
+    model = Refusing("好呀，我们聊聊。")
+    events = await routed(model).say("聊聊动漫")
+    assert "先由基础模型回答" in chosen(events).reason
+    assert model.asked_for == [("culture", Sampling().temperature)]
+    assert "EXPERT" not in as_text(model.prompts[0], SCRIPT)
+
+
 async def test_an_expert_without_weights_is_answered_for_openly_by_the_base_without_a_tag() -> None:
     model = Attentive("我们一步一步来。")
     events = await routed(model).say("一道数学题")

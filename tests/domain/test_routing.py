@@ -162,7 +162,7 @@ def test_phrases_of_latin_letters_are_whole_words_and_their_width_and_case_do_no
 
 def test_an_expert_without_weights_of_its_own_is_chosen_and_said_to_be_answered_by_the_base_model() -> None:
     sure = {"anime": 0.9, BASE: 0.1}
-    notice = "还没有自己的适配器，先由基础模型回答"
+    notice = "没有可用的适配器，先由基础模型回答"
     assert Router().choose(sure, experts=EXPERTS).reason.endswith(notice)
     assert notice not in Router().choose(sure, experts=HAVING_WEIGHTS).reason
     by_server = replace(ANIME, backend=OwnBackend("openai_compatible", {}))

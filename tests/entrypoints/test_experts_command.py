@@ -73,7 +73,7 @@ def test_a_question_about_a_characters_motive_goes_to_the_culture_expert_openly(
     first, reason = done.stdout.splitlines()[:2]
     assert first.startswith("culture  二次元深度文化  ")
     assert first.endswith("%")
-    assert "还没有自己的适配器，先由基础模型回答" in reason
+    assert "没有可用的适配器，先由基础模型回答" in reason
     tired = experts(home, "route", "今天好累", **over).stdout
     assert tired.startswith(("base  ", "style  "))
 

@@ -54,7 +54,6 @@ class LlamaCpp:
         return self._server.context_tokens if self._server else self._config.context_tokens
 
     def refused(self) -> Mapping[str, str]:
-        """Return the experts whose adapter cannot be used, and why; the base answers for them."""
         return {**(self._server.adapters.refused if self._server else {}), **self._left_out}
 
     async def load(self) -> None:

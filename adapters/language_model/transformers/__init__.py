@@ -83,6 +83,9 @@ class TransformersModel:
     def anticipate(self, likely: Mapping[str, float]) -> None:
         self.engine.anticipate(likely)
 
+    def refused(self) -> Mapping[str, str]:
+        return self.engine.refused()
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True

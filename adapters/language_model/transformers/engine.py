@@ -81,6 +81,10 @@ class Engine:
         if self._adapters:
             self._adapters.anticipate(likely)
 
+    def refused(self) -> Mapping[str, str]:
+        """Return the experts whose adapters turned out to be of no use, and why."""
+        return self._adapters.refused() if self._adapters else {}
+
     def close(self) -> Future[None]:
         """End all replies and free the model; nothing can be asked any more."""
         self._closed.set()

@@ -40,6 +40,10 @@ class Adapters(Protocol):
         """Take a hint which experts may answer next; from any thread, and without blocking it."""
         ...
 
+    def refused(self) -> Mapping[str, str]:
+        """Return the experts whose adapters turned out to be of no use, and why."""
+        ...
+
     def close(self) -> None:
         """Free what is held beside the model."""
         ...
@@ -53,6 +57,9 @@ class BaseAlone:
 
     def anticipate(self, likely: Mapping[str, float]) -> None:
         """Do nothing: there is nothing to fetch."""
+
+    def refused(self) -> Mapping[str, str]:
+        return {}
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 # Tokens that must have been said in this order before what followed them is a guess; the longer run is asked first.
 _RUNS = (3, 2)
-# Guesses to begin with: on one core of a server, checking 4 beside the token at hand costs 7 % more in bf16, 8 cost 21 %.
+# Guesses to begin with: on one core of a server, checking 4 beside the token at hand costs 7 % more in bf16, 8 cost
+# 21 %.
 _FIRST = 4
 # Tokens until guessing is tried again after it has failed for a while.
 _PAUSE = 16
