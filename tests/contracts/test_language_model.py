@@ -134,15 +134,28 @@ async def test_stopping_early_frees_the_model_for_the_next_conversation(model: L
     assert "".join(await reply(model))
 
 
-async def test_cancelling_the_listener_stops_the_model(model: LanguageModel) -> None:
-    async def listen() -> None:
-        async with aclosing(model.generate(PROMPT, expert="base", sampling=ENDLESS)) as pieces:
-            async for _ in pieces:
-                heard.set()
+async def listening(model: LanguageModel) -> asyncio.Task[None]:
+    """Return a listener in the middle of a long reply."""
 
-    heard = asyncio.Event()
-    listener = asyncio.create_task(listen())
-    await heard.wait()
+    async def listen(heard: asyncio.Event) -> None:
+        try:
+            async with aclosing(model.generate(PROMPT, expert="base", sampling=ENDLESS)) as pieces:
+                async for _ in pieces:
+                    heard.set()
+        finally:
+            heard.set()
+
+    while True:  # a model of random weights may end its reply at once
+        heard = asyncio.Event()
+        listener = asyncio.create_task(listen(heard))
+        await heard.wait()
+        if not listener.done():
+            return listener
+        await listener
+
+
+async def test_cancelling_the_listener_stops_the_model(model: LanguageModel) -> None:
+    listener = await listening(model)
     listener.cancel()
     with pytest.raises(asyncio.CancelledError):
         await listener
