@@ -49,7 +49,7 @@ bench: ## measure speed and quality, and print the table
 gptq: export OMP_NUM_THREADS ?= 1
 gptq: ## test GPTQ and AWQ, in .venv-gptq
 	@test -x .venv-gptq/bin/python || python3.11 -m venv .venv-gptq
-	@.venv-gptq/bin/pip install --quiet torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+	@.venv-gptq/bin/pip install --quiet torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 	@.venv-gptq/bin/pip install --quiet -e '.[gptq]' gguf hypothesis pytest pytest-asyncio xllamacpp
 	@exec .venv-gptq/bin/python -m pytest -W default tests/adapters/test_quantise.py -k 'four_bits' $(PYTEST_ARGS)
 
