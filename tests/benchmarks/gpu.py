@@ -1,12 +1,11 @@
 """A model of the shape of Chinese-Mistral-7B on a GPU: python -m tests.benchmarks.gpu (prints a Markdown table).
 
-Random weights serve for speed and memory. Each precision and attention through our whole stream, plain `generate` on
-the same model in the same minute beside it. With --tiny, a model of two small layers on whatever device there is, to
-see that the program runs.
+Random weights serve for speed and memory. Each precision and attention in our engine, plain `generate` on the same
+model in the same minute beside it. With --tiny, a model of two small layers on whatever device there is, to see that
+the program runs.
 """
 
 import argparse
-import asyncio
 import shutil
 import statistics
 import tempfile
@@ -16,7 +15,10 @@ from time import perf_counter
 
 import torch
 
-from adapters.language_model import transformers
+from adapters.language_model.transformers import Config
+from adapters.language_model.transformers.loading import Loaded, load
+from adapters.language_model.transformers.requests import Request
+from adapters.language_model.transformers.scheduling import BaseAlone, Scheduler
 from adapters.models.profiles import Shelf
 from domain.conversation import Message, Role
 from domain.errors import ZishuError
@@ -72,22 +74,33 @@ def written(folder: Path, *, tiny: bool, device: str) -> Path:
     return folder
 
 
-async def reply(model: transformers.TransformersModel, prompt: Prompt) -> list[float]:
-    """Return when the pieces came, the moment of asking first."""
-    return [perf_counter(), *[perf_counter() async for _ in model.generate(prompt, expert="base", sampling=SAMPLING)]]
+def first_token(engine: Scheduler, prompt: Prompt) -> float:
+    """Begin a reply; return the seconds until its first token."""
+    began, read = perf_counter(), engine.counts.prompts
+    engine.add(Request(prompt, "base", SAMPLING, lambda _: None))
+    while engine.counts.prompts == read:
+        engine.work()
+    return perf_counter() - began
 
 
-async def crowd(model: transformers.TransformersModel, prompts: list[Prompt]) -> float:
-    """Return the tokens a second of all conversations at once."""
-    before, began = model.engine.counts.said_tokens, perf_counter()
-    await asyncio.gather(*(reply(model, prompt) for prompt in prompts))
-    return (model.engine.counts.said_tokens - before) / (perf_counter() - began)
+def rest(engine: Scheduler) -> float:
+    """Let everybody speak to the end; return the tokens a second of all together."""
+    began, said = perf_counter(), engine.counts.said_tokens
+    while engine.work():
+        pass
+    return (engine.counts.said_tokens - said) / (perf_counter() - began)
 
 
-def plain(model: transformers.TransformersModel, prompt: Prompt) -> float:
+def crowd(engine: Scheduler, lap: int) -> float:
+    """Return the tokens a second of all conversations at once, prompts included."""
+    for number in range(PEOPLE):
+        words = f"我是第{lap}轮的第{number}个，怎么学好数学？"
+        engine.add(Request(Prompt("同学", "紫舒", PERSONA, words), "base", SAMPLING, lambda _: None))
+    return rest(engine)
+
+
+def plain(loaded: Loaded, prompt: Prompt) -> float:
     """Return the tokens a second of `generate`, the prompt's share taken off."""
-    loaded = model.engine.loaded
-    assert loaded
     given = torch.tensor([loaded.encoder.ids(prompt)], device=loaded.model.device)
 
     def seconds(tokens: int) -> float:
@@ -99,37 +112,30 @@ def plain(model: transformers.TransformersModel, prompt: Prompt) -> float:
     return (SAMPLING.max_tokens - 1) / (seconds(SAMPLING.max_tokens) - seconds(1))
 
 
-async def measured(folder: Path, precision: str, attention: str, device: str) -> Figures:
+def measured(folder: Path, precision: str, attention: str, device: str) -> Figures:
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = transformers.TransformersModel(
-        transformers.Config(
-            model=str(folder), adapter=None, precision=precision, attention=attention, device=device, lookup_tokens=0
-        )
+    config = Config(
+        model=str(folder), adapter=None, precision=precision, attention=attention, device=device, lookup_tokens=0
     )
-    await model.load()
-    await reply(model, Prompt("同学", "紫舒", PERSONA, "你好"))  # warms up
+    loaded = load(config)
+    engine = Scheduler(loaded, BaseAlone(), config)
+    crowd(engine, 0)  # warms up, and reads the persona
     cold, second, speed = [], [], []
     for lap in range(ROUNDS):
         first = Prompt("同学", "紫舒", f"第{lap}幕。{PERSONA}", "我该怎么学好数学？")
-        times = await reply(model, first)
-        cold.append(times[1] - times[0])
-        speed.append((len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else 0.0)
+        cold.append(first_token(engine, first))
+        speed.append(rest(engine))
         history = (Message(Role.USER, first.words), Message(Role.HER, "一步一步来。"))
-        times = await reply(model, Prompt("同学", "紫舒", first.persona, "那英语呢？", history=history))
-        second.append(times[1] - times[0])
-    people = [Prompt("同学", "紫舒", PERSONA, f"我是第{number}个，怎么学好数学？") for number in range(PEOPLE)]
-    await crowd(model, people)
-    together = await crowd(model, people)
-    alone = plain(model, people[0])
-    await model.close()
+        second.append(first_token(engine, Prompt("同学", "紫舒", first.persona, "那英语呢？", history=history)))
+        rest(engine)
     return Figures(
         statistics.median(cold),
         statistics.median(second),
         statistics.median(speed),
-        alone,
-        together,
+        plain(loaded, first),
+        statistics.median(crowd(engine, lap) for lap in range(1, ROUNDS + 1)),
         torch.cuda.max_memory_allocated() if device == "cuda" else 0,
     )
 
@@ -148,12 +154,12 @@ def main() -> None:
         name = torch.cuda.get_device_name() if device == "cuda" else "CPU, a tiny model: no figure means anything"
         print(f"{name}; random weights, a prompt of about 1,000 tokens, {SAMPLING.max_tokens} tokens drawn.\n")
         print(
-            "| precision, attention | first token cold, ms | on turn 2, ms | pieces/s | plain `generate`, tokens/s "
+            "| precision, attention | first token cold, ms | on turn 2, ms | tokens/s | plain `generate`, tokens/s "
             f"| {PEOPLE} at once, tokens/s | memory at most, GB |\n|---|---|---|---|---|---|---|"
         )
         for precision, attention in KINDS:
             try:
-                it = asyncio.run(measured(folder, precision, attention, device))
+                it = measured(folder, precision, attention, device)
             except ZishuError as error:
                 print(f"| {precision}, {attention} | refused: {error.problem} {error.remedy} | | | | | |")
                 continue
