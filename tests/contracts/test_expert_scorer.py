@@ -209,7 +209,7 @@ def test_from_statistics_the_same_is_learnt_as_from_examples(texts: dict[str, li
     here, there = (fit(each, rows, size=2, key="") for each in (known, shipped))
     for text in ("谁是导演", "今天好累"):
         left, right = here.posteriors((0.1, 1), text), there.posteriors((0.1, 1), text)
-        assert left == pytest.approx(right, abs=0.02)
+        assert left == pytest.approx(right, abs=0.05)  # what is shipped is rounded
 
 
 @given(st.text(max_size=30))
