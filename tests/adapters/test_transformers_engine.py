@@ -51,7 +51,7 @@ def scheduler(
     An exact one computes in float64: rows of a batch are summed up in another order, and in fp32 the last digit of a
     score decides one draw in many thousands.
     """
-    model = loaded(kind, exact=exact)
+    model = loaded(kind, exact=True) if exact else loaded(kind)  # to a cache, a default said aloud is another key
     return Scheduler(replace(model, ends=frozenset()) if endless else model, adapters or BaseAlone(), Config(**keys))
 
 
