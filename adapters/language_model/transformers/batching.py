@@ -62,7 +62,7 @@ class Batch:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
-        except BaseException:
+        except BaseException:  # whatever stopped it, a half-written cache must not stay; it is raised again
             reply.cache.rewind(reply.fed)
             raise
         reply.fed += len(chunk)
@@ -93,7 +93,7 @@ class Batch:
                 logits_to_keep=1 + len(guess),
                 **aligned,
             ).logits
-        except BaseException:
+        except BaseException:  # whatever stopped it, a half-written cache must not stay; it is raised again
             self._cache.rewind(columns)
             raise
         for reply in self.rows:
